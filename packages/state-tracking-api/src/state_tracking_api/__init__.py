@@ -1,0 +1,1 @@
+"""Runtime state of long-running Claude orchestrations, as an HTTP API on MongoDB."""

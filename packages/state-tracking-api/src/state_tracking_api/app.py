@@ -1,0 +1,155 @@
+"""Everything put together: resources, routes, layers. The one place where that happens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pymongo
+from fastapi import FastAPI
+from pymongo.errors import PyMongoError
+
+from state_tracking_api import analytics, clock, log
+from state_tracking_api.auth import Keyring
+from state_tracking_api.clock import Clock
+from state_tracking_api.http import (
+    dashboard,
+    documented,
+    insight,
+    machines,
+    operations,
+    recovery,
+    sessions,
+    tasks,
+)
+from state_tracking_api.http.dispatch import Dispatcher
+from state_tracking_api.http.middleware import Cors, Envelope, Errors, Guard
+from state_tracking_api.http.route import LeanRoute
+from state_tracking_api.jobs import Scheduler
+from state_tracking_api.metrics import VERSION, Metrics, QueryTimer
+from state_tracking_api.ratelimit import RateLimiter
+from state_tracking_api.settings import Settings, Switch
+from state_tracking_api.storage import Storage
+
+DESCRIPTION = """\
+Knows what runs, where, and how far it came: sessions send heartbeats, tasks are tracked, silence is noticed,
+and a successor goes on from the last state.
+"""
+
+
+COUNTS_STORED_EVERY_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What lives as long as the process."""
+
+    settings: Settings
+    storage: Storage
+    metrics: Metrics
+    started: datetime
+
+
+def create_app(settings: Settings, *, now: Clock = clock.now, **client_options: Any) -> FastAPI:
+    """The application for these settings; nothing connects before it is used.
+
+    `now` is the clock of everything in it, `client_options` go to the MongoDB client. Where the lifespan
+    protocol is run (a server, not Lambda), the database is set up in the background, the scheduler runs, and
+    both end with it. `app.state.resources` has the parts.
+    """
+    metrics = Metrics()
+    storage = Storage(settings, event_listeners=[QueryTimer(metrics)], **client_options)
+    # Told at once, not only when somebody asks: of several workers the one that answers /metrics is any.
+    storage.breaker.on_change = metrics.show_circuit
+    resources = Resources(settings, storage, metrics, started=now())
+    limiter = RateLimiter(settings, metrics, storage.database)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncGenerator[None]:
+        log.get().info(
+            f"Server started, ENVIRONMENT={settings.environment}",
+            environment=settings.environment,
+            version=VERSION,
+            scheduler=str(settings.scheduler),
+        )
+        background = [
+            asyncio.create_task(storage.keep_preparing()),
+            asyncio.create_task(_keep_counting(resources, now)),
+        ]
+        if settings.scheduler is Switch.ON:
+            background.append(asyncio.create_task(Scheduler(storage, settings, now).run()))
+        try:
+            yield
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            await _store_heartbeats(resources, now)
+            await limiter.close()
+            await storage.close()
+            log.get().info("Server stopped")
+
+    app = FastAPI(
+        title="Claude Projects State Tracking API",
+        version=VERSION,
+        summary="Runtime state of long-running Claude orchestrations",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.resources = resources
+    document = documented.for_app(app)
+    app.openapi = document  # type: ignore[method-assign]
+    # The most frequent first; fixed paths are found before patterns in any case.
+    for router in (
+        sessions.router,
+        tasks.router,
+        machines.router,
+        recovery.router,
+        insight.router,
+        operations.router,
+        dashboard.router,
+        operations.documentation(document),
+    ):
+        app.router.routes.extend(router.routes)
+    routes = [route for route in app.router.routes if isinstance(route, LeanRoute)]
+    inner = Dispatcher(routes, settings.request_timeout_ms / 1000, settings.db_timeout_ms / 1000)
+    guard = Guard(inner, Keyring(settings.api_keys), limiter)
+    layers = Envelope(Cors(Errors(guard), settings.cors_origins), resources, now)
+    app.middleware_stack = _with_lifespan(app, layers)
+    return app
+
+
+async def _keep_counting(resources: Resources, now: Clock) -> None:
+    """Store now and then how many heartbeats came; counted in the database, they are so for all instances."""
+    while True:
+        await asyncio.sleep(COUNTS_STORED_EVERY_SECONDS)
+        await _store_heartbeats(resources, now)
+
+
+async def _store_heartbeats(resources: Resources, now: Clock) -> None:
+    received, failed = resources.metrics.take_heartbeats()
+    if received and resources.storage.breaker.state == "closed":
+        try:
+            with pymongo.timeout(1):
+                await analytics.add_heartbeats(resources.storage, now(), received, failed)
+        except PyMongoError:
+            resources.metrics.put_back_heartbeats(received, failed)
+
+
+def _with_lifespan(app: FastAPI, http: Envelope) -> Any:
+    """Start and stop through FastAPI's router, everything else through our layers."""
+
+    async def stack(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await app.router(scope, receive, send)
+        else:
+            await http(scope, receive, send)
+
+    return stack

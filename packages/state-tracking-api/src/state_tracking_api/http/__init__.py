@@ -1,0 +1,1 @@
+"""The HTTP surface: routes parse, authorise, call one domain function and return."""

@@ -1,0 +1,194 @@
+"""Routes that tell what happened and how well it went: timelines and success metrics (PRD 3.6, 4)."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
+
+from state_tracking_api import analytics, timeline
+from state_tracking_api.http.call import InCall
+from state_tracking_api.http.documented import errors
+from state_tracking_api.http.models import Offset, SessionId, Timestamp, Uuid, WholeNumber
+from state_tracking_api.http.route import LeanRoute, QueryModel
+from state_tracking_api.http.sessions import existing
+from state_tracking_api.metadata import Json
+
+router = APIRouter(route_class=LeanRoute, tags=["insight"])
+
+DEFAULT_EVENTS = 200
+MAX_EVENTS = 1000
+
+
+class Event(BaseModel):
+    """One transition of a session or of one of its tasks."""
+
+    at: Timestamp
+    kind: str = Field(description="`session` or `task`", examples=["session"])
+    session_id: Uuid
+    task_id: Uuid | None
+    task_name: str | None
+    from_: str | None = Field(alias="from", description="The status before; null at the beginning")
+    to: str = Field(description="The status after; `deleted` for a task that was deleted")
+    actor: str = Field(description="`key:NAME` or `job:NAME`", examples=["key:ci"])
+    reason: str | None
+    silent_ms: int | None = Field(description="For how long the session had been silent when marked stalled")
+
+
+class Timeline(BaseModel):
+    """What happened to a session, oldest first."""
+
+    session_id: Uuid
+    events: list[Event]
+    heartbeats: list[Timestamp] = Field(description="The last 60 heartbeats, oldest first")
+    total: int
+    limit: int
+    offset: int
+
+
+class ListEvents(QueryModel):
+    """Which part of the timeline."""
+
+    limit: Annotated[int, WholeNumber] = Field(default=DEFAULT_EVENTS, ge=1, le=MAX_EVENTS)
+    offset: Offset = 0
+
+
+class Spread(BaseModel):
+    """Median, 95th percentile and maximum in milliseconds; null where there is nothing."""
+
+    p50: float | None
+    p95: float | None
+    max: float | None
+
+
+class SessionMetrics(BaseModel):
+    """Sessions by what became of them."""
+
+    started: int
+    completed: int
+    failed: int
+    recovered: int
+    completion_rate: float | None
+    duration_ms: Spread
+
+
+class TaskMetrics(BaseModel):
+    """Tasks by what became of them."""
+
+    created: int
+    completed: int
+    failed: int
+    completion_rate: float | None
+    duration_ms: Spread
+
+
+class DetectionMetrics(BaseModel):
+    """How fast silence was noticed: from the last heartbeat to the mark."""
+
+    stalls: int
+    time_to_detect_ms: Spread
+    within_target_rate: float | None = Field(description="Share noticed within five minutes")
+
+
+class FalsePositiveMetrics(BaseModel):
+    """Sessions that were marked stalled and came back by their own heartbeat."""
+
+    count: int
+    rate: float | None
+
+
+class RecoveryMetrics(BaseModel):
+    """Sessions that were recovered, of those that failed or were recovered."""
+
+    recovered: int
+    candidates: int
+    rate: float | None
+
+
+class HeartbeatMetrics(BaseModel):
+    """Heartbeats of all sessions, by the hour; failed ones were not answered as they should."""
+
+    received: int
+    failed: int
+    success_rate: float | None
+
+
+class ConsistencyMetrics(BaseModel):
+    """The last check of the stored data."""
+
+    checked_at: Timestamp | None
+    violations: int | None
+
+
+class FailureReason(BaseModel):
+    """How often sessions failed for a reason."""
+
+    reason: str
+    count: int
+
+
+class Bucket(BaseModel):
+    """An hour or a day."""
+
+    start: Timestamp
+    started: int
+    completed: int
+    failed: int
+    stalls: int
+    recovered: int
+    false_positives: int
+    time_to_detect_p50_ms: float | None
+
+
+class Summary(BaseModel):
+    """The success metrics of a stretch of time."""
+
+    since: Timestamp
+    until: Timestamp
+    project_id: str | None
+    sessions: SessionMetrics
+    tasks: TaskMetrics
+    detection: DetectionMetrics
+    false_positives: FalsePositiveMetrics
+    recovery: RecoveryMetrics
+    heartbeats: HeartbeatMetrics
+    consistency: ConsistencyMetrics
+    failure_reasons: list[FailureReason]
+    series: list[Bucket] = Field(description="By the hour up to two days, by the day beyond")
+
+
+def _date_time(value: object) -> object:
+    """Refuse the plain numbers that pydantic would take for seconds since the epoch."""
+    if isinstance(value, str) and not re.match(r"\d{4}-\d\d-\d\d[Tt ]", value):
+        raise ValueError("must be a date and time in ISO 8601 with a time zone")
+    return value
+
+
+class Summarise(QueryModel):
+    """Of what and since when."""
+
+    since: Annotated[AwareDatetime | None, BeforeValidator(_date_time)] = Field(
+        default=None, description="ISO 8601; the default is seven days ago"
+    )
+    project_id: str | None = Field(default=None, min_length=1)
+
+
+@router.get(
+    "/api/sessions/{session_id}/events",
+    response_model=Timeline,
+    responses=errors(404),
+    summary="Read a session's timeline",
+)
+async def events(call: InCall, session_id: SessionId, query: Annotated[ListEvents, Query()]) -> Json:
+    """Every transition of the session and its tasks: what, from, to, when, why and by whom."""
+    return await timeline.of_session(call.storage, existing(session_id), query.limit, query.offset)
+
+
+@router.get("/api/analytics/summary", response_model=Summary, summary="Read the success metrics")
+async def summary(call: InCall, query: Annotated[Summarise, Query()]) -> Json:
+    """Detection, recovery, false positives, durations and failure reasons, from the recorded transitions."""
+    since: datetime = query.since or call.now - analytics.DEFAULT_WINDOW
+    return await analytics.summary(call.storage, since, call.now, query.project_id)

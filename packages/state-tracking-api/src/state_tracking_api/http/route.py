@@ -1,0 +1,278 @@
+"""The route class of every endpoint: FastAPI's signatures and document, without its request machinery.
+
+FastAPI's dependency solver and response-model pass cost more than all the rest of a request
+(docs/decisions/0002-lean-routes.md). A route here takes its parameters apart once, when it is made. A
+request then costs one validation of its body or query.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, cast, get_args, get_type_hints
+from urllib.parse import parse_qsl
+
+from fastapi.params import Query
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import from_json
+
+from state_tracking_api import metadata
+from state_tracking_api.errors import FieldError, InvalidRequest, PayloadTooLarge, UnsupportedMediaType
+from state_tracking_api.http.call import Call
+
+MAX_BODY_BYTES = 1024 * 1024
+
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+
+
+class ClientDisconnected(Exception):
+    """The client went away before its request was read."""
+
+
+class RequestModel(BaseModel):
+    """A request body: strict about types, and it knows its fields."""
+
+    model_config = {"extra": "forbid", "strict": True, "frozen": True}
+
+
+class QueryModel(BaseModel):
+    """The query parameters of a route; a mistyped filter must not return everything."""
+
+    model_config = {"extra": "forbid", "frozen": True}
+
+
+class LeanRoute(APIRoute):
+    """An endpoint whose parameters are: the call, path parameters, one query model, one body model."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        self.answers_with = options.get("status_code") or 200
+        self.needs_database = path.startswith("/api/") and "public" not in (options.get("tags") or ())
+        self._call: str | None = None
+        self._paths: list[str] = []
+        self._query: tuple[str, TypeAdapter[Any]] | None = None
+        self._body: tuple[str, TypeAdapter[Any], bool, frozenset[str]] | None = None
+        hints = get_type_hints(endpoint, include_extras=True)
+        for name, parameter in inspect.signature(endpoint).parameters.items():
+            hint = hints[name]
+            marks = getattr(hint, "__metadata__", ())
+            inner = getattr(hint, "__origin__", hint)
+            if inner is Call:
+                self._call = name
+            elif name in self.param_convertors:
+                self._paths.append(name)
+            elif any(isinstance(mark, Query) for mark in marks):
+                self._query = (name, TypeAdapter(inner))
+            else:
+                optional = parameter.default is not inspect.Parameter.empty
+                self._body = (name, TypeAdapter(hint), optional, _reserved_keys(hint))
+
+    async def answer(
+        self,
+        call: Call,
+        path: Mapping[str, str],
+        query: bytes,
+        headers: Mapping[bytes, bytes],
+        receive: Receive,
+    ) -> Any:
+        """Read the request, run the endpoint, return what it returns.
+
+        Raises InvalidRequest with every failing field, PayloadTooLarge or UnsupportedMediaType.
+        """
+        arguments: dict[str, Any] = {name: path[name] for name in self._paths}
+        if self._call is not None:
+            arguments[self._call] = call
+        if self._query is not None:
+            arguments[self._query[0]] = _read_query(query, self._query[1])
+        elif query:
+            _refuse_query(query)
+        if self._body is not None:
+            name, adapter, optional, reserved = self._body
+            raw = await read_body(receive, headers)
+            if raw or not optional:
+                arguments[name] = _read_body(raw, headers, adapter, reserved)
+        elif b"content-length" in headers or b"transfer-encoding" in headers:
+            raw = await read_body(receive, headers)
+            if raw:
+                _read_body(raw, headers, _NOTHING, frozenset())
+        if self.needs_database:
+            return await call.storage.through(lambda: self.endpoint(**arguments))
+        return await self.endpoint(**arguments)
+
+
+_NOTHING: TypeAdapter[RequestModel] = TypeAdapter(RequestModel)
+
+
+def _reserved_keys(hint: Any) -> frozenset[str]:
+    """Keys of `metadata` that clients may not send, as the body's model says."""
+    reserved = getattr(hint, "reserved_metadata", None)
+    if reserved is not None:
+        return cast("frozenset[str]", reserved)
+    # Annotated[Model | None, …]: the model is somewhere inside.
+    return frozenset[str]().union(*(_reserved_keys(inner) for inner in get_args(hint)))
+
+
+async def read_body(receive: Receive, headers: Mapping[bytes, bytes]) -> bytes:
+    """The whole body; raises PayloadTooLarge as soon as it is known to be over 1 MiB."""
+    declared = headers.get(b"content-length", b"0")
+    if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
+        raise _too_large()
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnected
+    body: bytes = message.get("body", b"")
+    if message.get("more_body"):
+        parts = [body]
+        size = len(body)
+        while message.get("more_body"):
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnected
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > MAX_BODY_BYTES:
+                raise _too_large()
+        body = b"".join(parts)
+    if len(body) > MAX_BODY_BYTES:
+        raise _too_large()
+    return body
+
+
+def _too_large() -> PayloadTooLarge:
+    # What was not read of the body must not be taken for the next request.
+    return PayloadTooLarge(
+        f"The body must be at most {MAX_BODY_BYTES} bytes", headers={"Connection": "close"}
+    )
+
+
+def _read_body(
+    raw: bytes, headers: Mapping[bytes, bytes], adapter: TypeAdapter[Any], reserved: frozenset[str]
+) -> Any:
+    content_type = headers.get(b"content-type")
+    if content_type and raw:
+        media_type = content_type.split(b";", 1)[0].strip().lower()
+        if media_type != b"application/json" and not media_type.endswith(b"+json"):
+            raise UnsupportedMediaType("The body must be JSON, sent as application/json")
+    try:
+        parsed = adapter.validate_json(raw or b"{}")
+    except ValidationError as error:
+        raise InvalidRequest.of_fields(_explained(error, raw, reserved)) from None
+    sent = getattr(parsed, "metadata", None)
+    if sent:
+        found = metadata.problems(sent, reserved)
+        if found:
+            raise InvalidRequest.of_fields(found)
+    return parsed
+
+
+def _explained(error: ValidationError, raw: bytes, reserved: frozenset[str]) -> list[FieldError]:
+    """Every failing field of a body, metadata included, which the model itself does not look into."""
+    found = _field_errors(error)
+    if any(item["type"] == "json_invalid" for item in error.errors(include_url=False)):
+        return _unreadable(raw) or found
+    body = from_json(raw or b"{}")
+    sent = cast("dict[str, Any]", body).get("metadata") if isinstance(body, dict) else None
+    if isinstance(sent, dict):
+        found += metadata.problems(cast("dict[str, Any]", sent), reserved)
+    return found
+
+
+_MESSAGES = {
+    "missing": "is required",
+    "extra_forbidden": "is not a known field",
+    "string_type": "must be a string",
+    "int_type": "must be an integer",
+    "int_parsing": "must be an integer",
+    "bool_type": "must be true or false",
+    "dict_type": "must be an object",
+    "list_type": "must be an array",
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "string_too_short": "must not be empty",
+}
+
+
+def _field_errors(error: ValidationError) -> list[FieldError]:
+    found: list[FieldError] = []
+    for item in error.errors(include_url=False, include_input=False):
+        field = ".".join(str(part) for part in item["loc"]) or "body"
+        message = _MESSAGES.get(item["type"])
+        if message is None:
+            message = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+            message = message.replace("String should", "must").replace("Value should", "must")
+        found.append(FieldError(field=field, message=message))
+    return found
+
+
+class _Huge:
+    """Stands for an integer too long to be worth reading."""
+
+
+def _unreadable(raw: bytes) -> list[FieldError]:
+    """What in a body the strict parser refused, where a more lenient one can tell the field."""
+
+    def integer(digits: str) -> Any:
+        return int(digits) if len(digits) < 25 else _Huge()
+
+    try:
+        body = json.loads(raw, parse_int=integer)
+    except (ValueError, RecursionError):
+        return []
+    found: list[FieldError] = []
+
+    def look(value: Any, path: str) -> None:
+        if isinstance(value, str) and _has_lone_surrogate(value):
+            found.append(FieldError(field=path, message="must be valid Unicode (it has a lone surrogate)"))
+        elif isinstance(value, _Huge):
+            found.append(FieldError(field=path, message="must be an integer of at most 64 bits"))
+        elif isinstance(value, dict):
+            for key, member in cast("dict[str, Any]", value).items():
+                readable = key.encode("utf-8", "backslashreplace").decode()
+                place = f"{path}.{readable}" if path else readable
+                look(key, place)
+                look(member, place)
+        elif isinstance(value, list):
+            for index, member in enumerate(cast("list[Any]", value)):
+                look(member, f"{path}.{index}")
+
+    try:
+        look(body, "")
+    except RecursionError:
+        return []
+    return found
+
+
+def _has_lone_surrogate(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _read_query(query: bytes, adapter: TypeAdapter[Any]) -> Any:
+    pairs = _pairs(query)
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice = [name for name in values if sum(name == other for other, _ in pairs) > 1]
+        raise InvalidRequest.of_fields(
+            [FieldError(field=n, message="is given more than once") for n in twice]
+        )
+    try:
+        return adapter.validate_python(values)
+    except ValidationError as error:
+        found = _field_errors(error)
+        for item in found:
+            if item["message"] == _MESSAGES["extra_forbidden"]:
+                item["message"] = "is not a known query parameter"
+        raise InvalidRequest.of_fields(found) from None
+
+
+def _refuse_query(query: bytes) -> None:
+    unknown = dict.fromkeys(name for name, _ in _pairs(query))
+    if unknown:
+        raise InvalidRequest.of_fields(
+            [FieldError(field=name, message="is not a known query parameter") for name in unknown]
+        )
+
+
+def _pairs(query: bytes) -> list[tuple[str, str]]:
+    return parse_qsl(query.decode("latin-1"), keep_blank_values=True)

@@ -1,0 +1,106 @@
+"""JSON lines on standard output, in the PRD's format (5.1): timestamp, level, message, context."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any, BinaryIO, TextIO, cast
+
+import msgspec
+import structlog
+
+from state_tracking_api import clock
+
+bind = structlog.contextvars.bind_contextvars
+clear = structlog.contextvars.clear_contextvars
+
+_IDS = ("session_id", "task_id", "project_id", "machine_id")
+
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+_LEVELS = {"debug": "DEBUG", "info": "INFO", "warning": "WARN", "error": "ERROR", "critical": "ERROR"}
+
+
+_logger = cast("structlog.typing.FilteringBoundLogger", structlog.get_logger())
+
+
+def get() -> structlog.typing.FilteringBoundLogger:
+    """The logger. What is bound to the running request goes into every line."""
+    return _logger
+
+
+def bind_ids(document: Mapping[str, Any]) -> None:
+    """Bind the ids of a session, task or machine, so that every further line of the request has them."""
+    bind(**{name: document[name] for name in _IDS if name in document})
+
+
+def configure(level: str, *, console: bool = False, stream: TextIO | None = None) -> None:
+    """Send everything that is logged, the libraries' lines included, to `stream` (standard output).
+
+    `level` is one of debug, info, warning, error; `console` gives lines for people instead of JSON.
+    """
+    out = stream or sys.stdout
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    shared: list[structlog.typing.Processor] = [structlog.contextvars.merge_contextvars]
+    if console:
+        structlog.configure(
+            processors=[
+                *shared,
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper("%H:%M:%S", utc=False),
+                structlog.dev.ConsoleRenderer(colors=out.isatty()),
+            ],
+            wrapper_class=structlog.make_filtering_bound_logger(threshold),
+            logger_factory=structlog.PrintLoggerFactory(out),
+            cache_logger_on_first_use=False,
+        )
+    else:
+        structlog.configure(
+            processors=[*shared, structlog.processors.format_exc_info, _render],
+            wrapper_class=structlog.make_filtering_bound_logger(threshold),
+            logger_factory=lambda *_: _Lines(out.buffer),
+            cache_logger_on_first_use=False,
+        )
+    # Put together once, not for every line.
+    global _logger  # noqa: PLW0603
+    _logger = structlog.get_logger().bind()
+    root = logging.getLogger()
+    root.handlers = [_Forward()]
+    root.setLevel(max(threshold, logging.WARNING))
+
+
+class _Lines:
+    """Writes lines; where nobody reads them any more, the work goes on all the same."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+
+    def msg(self, line: bytes) -> None:
+        """Write one line."""
+        with contextlib.suppress(OSError, ValueError):
+            self._out.write(line + b"\n")
+            self._out.flush()
+
+    debug = info = warning = error = critical = msg
+
+
+def _render(_logger: Any, method: str, event: MutableMapping[str, Any]) -> bytes:
+    message = event.pop("event")
+    line = {
+        "timestamp": clock.iso(clock.now()),
+        "level": _LEVELS.get(method, method.upper()),
+        "message": message,
+        "context": event,
+    }
+    return _encode(line)
+
+
+class _Forward(logging.Handler):
+    """What libraries log through the standard library, as lines of ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        method = "error" if record.levelno >= logging.ERROR else "warning"
+        if record.levelno < logging.WARNING:
+            method = "info" if record.levelno >= logging.INFO else "debug"
+        getattr(get(), method)(record.getMessage(), logger=record.name, exc_info=record.exc_info)

@@ -1,0 +1,114 @@
+"""The HTTP server around the application: uvicorn, in one process or in several."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import socket
+import tempfile
+from collections.abc import Callable, Generator
+
+import uvicorn
+from fastapi import FastAPI
+from prometheus_client import multiprocess
+from uvicorn.supervisors import Multiprocess
+
+from state_tracking_api import log, settings
+from state_tracking_api.app import create_app
+from state_tracking_api.settings import Settings
+
+# uvicorn finishes what is in flight within this; the rest of ten seconds is for closing.
+GRACE_SECONDS = 8
+KEEP_ALIVE_SECONDS = 75
+BACKLOG = 2048
+
+
+class Server(uvicorn.Server):
+    """Ends with exit code 0 after a signal, where uvicorn's own would let the signal kill it."""
+
+    on_start: Callable[[], None] | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Stop on SIGTERM and SIGINT, and put the handlers back afterwards."""
+        handled = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, self.handle_exit) for number in handled}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start. What was made up to here lives as long as the process, so it need not be collected."""
+        await super().startup(sockets)
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 20)
+        if self.on_start is not None:
+            self.on_start()
+
+
+def run(configured: Settings, on_start: Callable[[], None] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what is in flight; `on_start` is called once it listens.
+
+    Raises OSError where the address cannot be listened on.
+    """
+    listener = _listen(configured)
+    if configured.workers == 1:
+        server = Server(_config(create_app(configured)))
+        server.on_start = on_start
+        server.run(sockets=[listener])
+        return
+    with tempfile.TemporaryDirectory(prefix="state-tracking-metrics-") as shared:
+        # Read by prometheus_client when a worker imports it: the workers' metrics are added up from here.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = shared
+        config = _config("state_tracking_api.server:worker", factory=True, workers=configured.workers)
+        _Workers(config, sockets=[listener]).run()
+
+
+class _Workers(Multiprocess):
+    """Forgets what a worker that died has shown of its own state, such as an open circuit."""
+
+    def keep_subprocess_alive(self) -> None:
+        """Replace workers that are gone."""
+        before = {process.pid for process in self.processes}
+        super().keep_subprocess_alive()
+        for gone in before - {process.pid for process in self.processes}:
+            multiprocess.mark_process_dead(gone)  # pyright: ignore[reportUnknownMemberType]
+
+
+def worker() -> FastAPI:
+    """The application of one of several worker processes, from the environment."""
+    configured = settings.load()
+    log.configure(configured.log_level)
+    return create_app(configured)
+
+
+def _config(app: FastAPI | str, *, factory: bool = False, workers: int = 1) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        factory=factory,
+        workers=workers,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        backlog=BACKLOG,
+    )
+
+
+def _listen(configured: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in configured.host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((configured.host, configured.port))
+    except OSError:
+        listener.close()
+        raise
+    listener.set_inheritable(True)
+    return listener

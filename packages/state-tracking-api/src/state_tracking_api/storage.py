@@ -1,0 +1,211 @@
+"""The database: client, collections, transactions, and what its failures mean to a caller."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
+from typing import Any, TypeVar
+from urllib.parse import parse_qs, urlsplit
+from weakref import WeakValueDictionary
+
+import pymongo
+from pymongo import DESCENDING, AsyncMongoClient, WriteConcern
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.errors import (
+    ConnectionFailure,
+    NetworkTimeout,
+    OperationFailure,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+    WaitQueueTimeoutError,
+)
+from pymongo.read_concern import ReadConcern
+
+from state_tracking_api import log, schema
+from state_tracking_api.breaker import CircuitBreaker
+from state_tracking_api.errors import ApiError, GatewayTimeout, ServiceUnavailable
+from state_tracking_api.lifecycle import Document
+from state_tracking_api.settings import Settings
+
+Transaction = AsyncClientSession
+Result = TypeVar("Result")
+
+SERVER_SELECTION_TIMEOUT_MS = 5_000
+SETUP_RETRY_SECONDS = 1.0
+CLOSE_TIMEOUT_SECONDS = 1.0
+_MAX_TIME_MS_EXPIRED = 50
+
+
+class Storage:
+    """One client and the collections that live behind it. Make one per process, close it at the end."""
+
+    def __init__(self, settings: Settings, **client_options: Any) -> None:
+        uri = settings.mongodb_uri.get_secret_value()
+        options: dict[str, Any] = {
+            "appname": "state-tracking-api",
+            "connectTimeoutMS": 2_000,
+            "serverSelectionTimeoutMS": SERVER_SELECTION_TIMEOUT_MS,
+            # The deadline of every operation; the driver passes it on, so that the database cancels, too.
+            "timeoutMS": settings.db_timeout_ms,
+            **client_options,
+        }
+        said_in_uri = {name.lower() for name in parse_qs(urlsplit(uri).query)}
+        options = {name: value for name, value in options.items() if name.lower() not in said_in_uri}
+        self.client: AsyncMongoClient[Document] = AsyncMongoClient(uri, tz_aware=True, **options)
+        self.database = self.client.get_database(
+            settings.mongodb_database, write_concern=WriteConcern("majority")
+        )
+        self.sessions = self.database["sessions"]
+        self.tasks = self.database["tasks"]
+        self.machines = self.database["machines"]
+        self.jobs = self.database["jobs"]
+        self.heartbeat_counts = self.database["heartbeat_counts"]
+        self.machine_locks = self.database["machine_locks"]
+        self.breaker = CircuitBreaker()
+        self._retention_days = settings.retention_days
+        self._lanes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._prepared = False
+        self._preparation: asyncio.Task[None] | None = None
+
+    async def admit(self) -> None:
+        """Let a caller pass to the database, or raise ServiceUnavailable while the circuit is open.
+
+        The first caller sets collections and indexes up; nobody writes before the unique indexes are there.
+        """
+        self._refuse_while_open()
+        if not self._prepared:
+            await self.prepare()
+
+    def _refuse_while_open(self) -> None:
+        if not self.breaker.admits():
+            seconds = self.breaker.retry_after()
+            raise ServiceUnavailable(
+                "The database is away (circuit open); try again later",
+                headers={"Retry-After": str(math.ceil(seconds))},
+            )
+
+    async def through(self, work: Callable[[], Awaitable[Result]]) -> Result:
+        """Do work that needs the database, and let the circuit breaker know whether it could be reached."""
+        self._refuse_while_open()  # outside: who is refused must not tell the breaker how the trial went
+        try:
+            if not self._prepared:
+                await self.prepare()
+            result = await self._at_once_where_away(work)
+        except PyMongoError as error:
+            if is_away(error):
+                if self.breaker.failed():
+                    log.get().error("Circuit of the database opened", error=type(error).__name__)
+            else:
+                self._reached()
+            raise
+        except BaseException:
+            self.breaker.inconclusive()
+            raise
+        self._reached()
+        return result
+
+    async def _at_once_where_away(self, work: Callable[[], Awaitable[Result]]) -> Result:
+        # With a deadline for operations the driver looks for a server until that deadline. While none is
+        # known, nobody shall wait for longer than it takes to find one.
+        if self.client.topology_description.has_writable_server():
+            return await work()
+        with pymongo.timeout(self.client.options.server_selection_timeout):
+            return await work()
+
+    def _reached(self) -> None:
+        if self.breaker.succeeded():
+            log.get().info("Circuit of the database closed")
+
+    async def prepare(self) -> None:
+        """Bring collections and indexes up to date; callers at the same time share one attempt."""
+        if self._preparation is None or self._preparation.done():
+            self._preparation = asyncio.create_task(self._prepare())
+        await asyncio.shield(self._preparation)
+
+    async def _prepare(self) -> None:
+        if not self._prepared:
+            await self._at_once_where_away(lambda: self.client.admin.command("ping"))
+            try:
+                await schema.apply(self.database, self._retention_days)
+            except OperationFailure as error:
+                # Such as data that breaks a unique index: nobody may write until somebody has mended it.
+                log.get().error("Database cannot be set up", reason=str(error)[:500])
+                raise ServiceUnavailable(
+                    "The database cannot be set up; the server's log says why", headers={"Retry-After": "30"}
+                ) from error
+            self._prepared = True
+            log.get().info("Database is set up", database=self.database.name)
+
+    async def keep_preparing(self) -> None:
+        """Try until the database has come and is set up."""
+        while not self._prepared:
+            try:
+                await self.prepare()
+            except (PyMongoError, ApiError) as error:
+                log.get().warning(
+                    "Database is not set up yet", error=type(error).__name__, detail=str(error)[:500]
+                )
+                await asyncio.sleep(SETUP_RETRY_SECONDS)
+
+    async def transaction(
+        self, work: Callable[[Transaction], Awaitable[Result]], contended: str | None = None
+    ) -> Result:
+        """Run `work` in one transaction: all of its writes happen, or none does.
+
+        `work` is run again where another writer was in the way, so it must have no effect but its writes.
+        `contended` names what many may want to write at once, a machine or a session: within this process
+        they then queue for it, where running again and again would let some of them starve.
+        """
+        lane = self._lanes.setdefault(contended, asyncio.Lock()) if contended else nullcontext()
+        async with lane, self.client.start_session() as session:
+            return await session.with_transaction(
+                work, read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority")
+            )
+
+    async def page(
+        self,
+        collection: AsyncCollection[Document],
+        condition: Mapping[str, Any],
+        id_field: str,
+        limit: int,
+        offset: int,
+    ) -> tuple[list[Document], int]:
+        """Documents newest first with the id as tie-breaker, events left out, and how many match in all."""
+        found = collection.find(condition, {"_id": 0, "events": 0, "beats": 0})
+        ordered = found.sort([("created_at", DESCENDING), (id_field, DESCENDING)]).skip(offset).limit(limit)
+        hint: dict[str, Any] = {} if condition else {"hint": "_id_"}
+        count = collection.count_documents(condition, **hint)
+        documents, total = await asyncio.gather(ordered.to_list(), count)
+        return documents, total
+
+    async def close(self) -> None:
+        """Close every connection; a database that does not answer is not waited for."""
+        if self._preparation is not None:
+            self._preparation.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
+                await self.client.close()
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether the failure means that the database could not be reached, rather than that it said no.
+
+    One that was slow to answer, or whose every connection is in use, is there.
+    """
+    slow = NetworkTimeout, WaitQueueTimeoutError
+    return isinstance(error, ConnectionFailure) and not isinstance(error, slow)
+
+
+def translated(error: PyMongoError) -> ApiError | None:
+    """What a failure of the database is to the caller; None where it is a defect of ours."""
+    if isinstance(error, ServerSelectionTimeoutError) or is_away(error):
+        return ServiceUnavailable("The database is away; try again later", headers={"Retry-After": "5"})
+    if error.timeout:
+        return GatewayTimeout("The database took too long; the query was cancelled")
+    if error.has_error_label("TransientTransactionError") or error.has_error_label("RetryableWriteError"):
+        return ServiceUnavailable("The database is changing over; try again", headers={"Retry-After": "1"})
+    return None
