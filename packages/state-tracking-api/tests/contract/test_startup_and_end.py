@@ -1,0 +1,234 @@
+"""Starting without a database, several instances at once, changed settings, and SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from pymongo import MongoClient
+
+from api_harness.api import Api, Json, expect, expect_error, unique
+from api_harness.server import EXIT_SECONDS, Server, free_port, wait_until
+from api_harness.servers import Document, Documents, Servers
+from state_tracking_api.embedded import Mongod
+
+COLLECTIONS = ("sessions", "tasks", "machines")
+DAY = 24 * 60 * 60
+
+
+def set_up(database: Documents) -> bool:
+    """Whether every collection has a validator, and the sessions their TTL index."""
+    options = {c["name"]: c.get("options", {}) for c in database.list_collections()}
+    return all("validator" in options.get(name, {}) for name in COLLECTIONS) and bool(
+        expiry(database, "sessions") and expiry(database, "tasks")
+    )
+
+
+def expiry(database: Documents, collection: str) -> list[int]:
+    """The lifetimes in seconds of the collection's TTL indexes."""
+    return [
+        index["expireAfterSeconds"]
+        for index in database[collection].list_indexes()
+        if "expireAfterSeconds" in index
+    ]
+
+
+@pytest.mark.slow
+def test_serve_starts_while_the_database_is_away_and_works_when_it_comes(tmp_path: Path) -> None:
+    port = free_port()
+    environment = {
+        "MONGODB_URI": f"mongodb://127.0.0.1:{port}/?replicaSet=rs0&directConnection=true",
+        "MONGODB_DATABASE": "later",
+        "DB_TIMEOUT_MS": "2000",
+    }
+    body = {"project_id": "p", "machine_id": "m"}
+    with Server.start(**environment) as server, Api(server.base_url, server.key) as api:
+        assert expect(api.get("/health"), 200)["status"] == "ok"
+        requests = [
+            ("GET", "/api/sessions", None),
+            ("POST", "/api/sessions", body),
+            ("GET", "/api/sessions/health", None),
+            ("GET", "/api/machines/m", None),
+        ]
+        for method, path, content in requests:
+            expect_error(api.request(method, path, json=content), 503)
+        detailed = expect(api.get("/health/detailed"), 503)
+        assert detailed["status"] == "error"
+        assert detailed["dependencies"]["database"]["status"] == "error"
+        assert detailed["dependencies"]["database"]["connected"] is False
+        expect_error(api.post("/api/sessions", json={}), 400, fields=("project_id", "machine_id"))
+        expect_error(httpx.get(f"{server.base_url}/api/sessions", trust_env=False), 401)
+        with Mongod.start(tmp_path / "db", port) as mongod, MongoClient[Document](mongod.uri) as mongo:
+            wait_until(lambda: api.get("/api/sessions").status_code == 200, "the list is answered", 60)
+            expect(api.post("/api/sessions", json=body), 201)
+            wait_until(lambda: set_up(mongo["later"]), "collections and indexes are set up")
+
+
+@pytest.mark.slow
+def test_serve_without_a_database_ends_at_sigterm() -> None:
+    with Server.start(MONGODB_URI=f"mongodb://127.0.0.1:{free_port()}/") as server:
+        server.stop()
+
+
+def test_several_instances_start_at_once_on_an_empty_database(own: Servers) -> None:
+    database = own.database()
+    environment = {"MONGODB_URI": own.uri, "MONGODB_DATABASE": database.name, "SCHEDULER": "on"}
+    servers = [Server(**environment) for _ in range(4)]
+    try:
+        for server in servers:
+            server.wait_until_healthy()
+            with Api(server.base_url, server.key) as api:
+                api.session()
+        wait_until(lambda: set_up(database), "collections and indexes are set up")
+        for server in servers:
+            server.stop()
+    finally:
+        for server in servers:
+            server.kill()
+    assert database.sessions.count_documents({}) == 4
+    assert not [line for server in servers for line in server.lines if line["level"].lower() == "error"]
+
+
+def test_collections_are_set_up_before_the_first_write(own: Servers) -> None:
+    database = own.database()
+    server = own.start(database)
+    with Api(server.base_url, server.key) as api:
+        place = {"project_id": unique("project"), "machine_id": unique("machine")}
+        api.session(**place)
+        expect_error(api.post("/api/sessions", json=place), 409)
+    assert set_up(database)
+
+
+def test_a_changed_retention_changes_the_ttl_indexes(own: Servers) -> None:
+    database = own.database()
+    for days in (30, 7, 90):
+        server = own.start(database, RETENTION_DAYS=str(days))
+        expected = [days * DAY]
+        wait_until(
+            lambda expected=expected: expiry(database, "sessions") == expected == expiry(database, "tasks"),
+            f"documents expire after {days} days",
+        )
+        server.stop()
+
+
+def test_an_index_or_validator_that_was_lost_comes_back_at_the_next_start(own: Servers) -> None:
+    database = own.database()
+    first = own.start(database)
+    with Api(first.base_url, first.key) as api:
+        api.session()
+    before = {name: sorted(database[name].index_information()) for name in COLLECTIONS}
+    first.stop()
+    for name in COLLECTIONS:
+        database[name].drop_indexes()
+        database.command("collMod", name, validator={})
+    own.start(database)
+    wait_until(
+        lambda: {name: sorted(database[name].index_information()) for name in COLLECTIONS} == before,
+        "the indexes are back",
+    )
+    wait_until(lambda: set_up(database), "the validators are back")
+
+
+def test_data_of_before_is_served_after_a_restart(own: Servers) -> None:
+    database = own.database()
+    first = own.start(database)
+    with Api(first.base_url, first.key) as api:
+        session = api.session(metadata={"$a": {"b.c": 1}})
+        task = api.task_in(session, "in_progress")
+    first.stop()
+    second = own.start(database)
+    with Api(second.base_url, second.key) as api:
+        assert api.read_session(session)["metadata"] == {"$a": {"b.c": 1}}
+        assert api.read_task(task) == task
+
+
+@contextmanager
+def held(mongo: MongoClient[Document], database: Documents, session: Json) -> Generator[None]:
+    """Until the block is left, another transaction holds the session's document: writes to it wait."""
+    with mongo.start_session() as client, client.start_transaction():
+        query = {"session_id": session["session_id"]}
+        database.sessions.update_one(query, {"$set": {"metadata": {"held": True}}}, session=client)
+        yield
+        client.abort_transaction()
+
+
+def wait_for_write(mongo: MongoClient[Document], database: Documents) -> None:
+    """Return when a write to the sessions is under way in the database."""
+    running = {"command.findAndModify": "sessions", "command.$db": database.name}
+    wait_until(
+        lambda: list(mongo.admin.aggregate([{"$currentOp": {}}, {"$match": running}])),
+        "the heartbeat has reached the database",
+    )
+
+
+def test_sigterm_lets_a_request_in_flight_finish(own: Servers, mongo: MongoClient[Document]) -> None:
+    database = own.database()
+    server = own.start(database)
+    with Api(server.base_url, server.key) as api, ThreadPoolExecutor() as pool:
+        session = api.session()
+        with held(mongo, database, session):
+            beat = pool.submit(api.act, session, "heartbeat")
+            wait_for_write(mongo, database)
+            server.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: not accepts(server), "the server takes no more connections")
+        assert expect(beat.result(20), 200)["session_id"] == session["session_id"]
+    server.assert_clean_exit()
+
+
+@pytest.mark.slow
+def test_sigterm_does_not_wait_for_a_request_that_hangs(own: Servers, mongo: MongoClient[Document]) -> None:
+    database = own.database()
+    server = own.start(database, DB_TIMEOUT_MS="40000", REQUEST_TIMEOUT_MS="40000")
+    with Api(server.base_url, server.key) as api, ThreadPoolExecutor() as pool:
+        session = api.session()
+        with held(mongo, database, session):
+            beat = pool.submit(api.act, session, "heartbeat")
+            wait_for_write(mongo, database)
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(EXIT_SECONDS) == 0
+        assert beat.exception(20) or beat.result().status_code >= 500
+
+
+def accepts(server: Server) -> bool:
+    """Whether the server answers a new connection."""
+    try:
+        return httpx.get(f"{server.base_url}/health", timeout=5, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_sigterm_does_not_wait_for_idle_connections(own: Servers) -> None:
+    server = own.start(SCHEDULER="on")
+    with Api(server.base_url, server.key) as api:
+        expect(api.get("/api/sessions"), 200)
+        server.stop()
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_right_after_the_start_is_a_clean_end(own: Servers, signal_number: int) -> None:
+    server = own.start()
+    server.process.send_signal(signal_number)
+    server.assert_clean_exit()
+
+
+def test_data_that_breaks_a_unique_index_is_told_and_nothing_is_written(own: Servers) -> None:
+    database = own.database()
+    first = own.start(database)
+    with Api(first.base_url, first.key) as api:
+        session = api.session()
+    database["sessions"].drop_index("session_id_1")
+    twin = {**(database["sessions"].find_one() or {})}
+    del twin["_id"]
+    database["sessions"].drop_index("one_active_session")
+    database["sessions"].insert_one(twin)
+    second = own.start(database)
+    with Api(second.base_url, second.key) as api:
+        refused = expect_error(api.get(f"/api/sessions/{session['session_id']}"), 503)
+        assert "cannot be set up" in refused["message"]
+        assert api.get("/health").status_code == 200
+    assert any(line["message"] == "Database cannot be set up" for line in second.lines)
