@@ -1,0 +1,278 @@
+"""``claude-projects validate``: does a deployment keep its promises? Seven scenarios, from outside."""
+
+import signal
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from claude_projects import settings
+from claude_projects.exits import Exit
+from claude_projects.validate_probe import HaltedError, Probe, UnansweredError
+from claude_projects.validate_report import HELD, Report, Result
+from claude_projects.validate_run import PREFIX, Run, Times, scenario
+from claude_projects.validate_scenarios import SCENARIOS, latencies
+from claude_projects.validate_watch import Watch, span, watch
+
+# The same code as the PRD's timings, in less than a minute where the rate limit allows it.
+QUICK = Times(
+    heartbeats=3, interval=1.0, stall_threshold=10.0, stall_timeout=150.0, load_seconds=5.0, load_interval=1.0
+)
+NOT_HELD = 1
+
+_err = Console(stderr=True, highlight=False)
+
+
+@dataclass
+class _Narrator:
+    """Tells on standard error what goes on: each result, and on a terminal what it is doing now."""
+
+    quiet: bool = False
+    status: Any = None
+    _now: str = field(default="", init=False)
+
+    @contextmanager
+    def doing(self, what: str) -> Generator[None]:
+        self._now = what
+        if self.quiet or not _err.is_terminal:
+            yield
+            return
+        with _err.status(what) as status:
+            self.status = status
+            try:
+                yield
+            finally:
+                self.status = None
+
+    def note(self, text: str) -> None:
+        if self.status is not None:
+            self.status.update(f"{self._now}: {text}")
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            _err.print(text, markup=False, soft_wrap=True)
+
+
+def command(
+    context: typer.Context,
+    url: Annotated[str | None, typer.Option("--url", metavar="URL", help="The deployment's address.")] = None,
+    api_key: Annotated[str | None, typer.Option("--api-key", metavar="KEY", help="A key for tests.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Short times instead of the full ones; every other flag wins.")
+    ] = False,
+    only: Annotated[
+        list[str] | None, typer.Option("--scenario", metavar="NAME", help="Only this one; may be repeated.")
+    ] = None,
+    heartbeats: Annotated[int | None, typer.Option(min=1, help="Heartbeats of the lifecycle.")] = None,
+    interval: Annotated[float | None, typer.Option(min=0.01, help="Seconds between two of them.")] = None,
+    stall_threshold: Annotated[
+        float | None,
+        typer.Option(min=10, help="Silence in seconds that counts as stalled; the server's by default."),
+    ] = None,
+    stall_timeout: Annotated[
+        float | None, typer.Option(min=1, help="Seconds within which a silent session must be found.")
+    ] = None,
+    load_sessions: Annotated[
+        int | None, typer.Option(min=1, max=50, help="Sessions at the same time.")
+    ] = None,
+    load_seconds: Annotated[float | None, typer.Option(min=0, help="How long the load lasts.")] = None,
+    load_interval: Annotated[
+        float | None, typer.Option(min=0.01, help="Seconds between two heartbeats of a session under load.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Measurements of each kind.")] = None,
+    retention_days: Annotated[int | None, typer.Option(min=1, help="The server's RETENTION_DAYS.")] = None,
+    network_ms: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            envvar="CLAUDE_PROJECTS_NETWORK_MS",
+            help="Added to each limit of a latency, for a network that is slow by itself.",
+        ),
+    ] = None,
+    delete_ended: Annotated[
+        bool,
+        typer.Option(
+            "--delete-ended", help="Delete ALL ended sessions of the deployment. Not in production."
+        ),
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the report here.")
+    ] = None,
+    markdown_file: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="Write the report here.")
+    ] = None,
+    watch_for: Annotated[
+        str | None, typer.Option("--watch", metavar="24h", help="Watch the uptime for so long instead.")
+    ] = None,
+    watch_interval: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 30.0,
+    watch_file: Annotated[
+        Path | None, typer.Option(help="Where the watch is kept; run again, it goes on from there.")
+    ] = None,
+    clean_up: Annotated[
+        str | None,
+        typer.Option("--clean-up", metavar="PROJECT", help="Only delete what a killed validation has left."),
+    ] = None,
+) -> None:
+    """Check a deployment from outside: seven scenarios, a small load, latencies; then clean up.
+
+    It works in a project of its own and deletes it afterwards, also after Ctrl-C. The exit code is 0 only if
+    everything held; 1 if something did not; 3 if the API cannot be reached; 4 if it refuses the key.
+    """
+    try:
+        chosen = context.obj.settings(**{k: v for k, v in {"url": url, "api_key": api_key}.items() if v})
+    except settings.ConfigurationError as error:
+        _fail(str(error), Exit.USAGE)
+    unknown = sorted(set(only or ()) - SCENARIOS.keys())
+    if unknown:
+        _fail(f"--scenario: no {', '.join(unknown)}; there are {', '.join(SCENARIOS)}", Exit.USAGE)
+    if clean_up is not None and not clean_up.startswith(PREFIX):
+        _fail(f"--clean-up: {clean_up!r} is no project of a validation ({PREFIX}…)", Exit.USAGE)
+    given: dict[str, Any] = {
+        "heartbeats": heartbeats,
+        "interval": interval,
+        "stall_threshold": stall_threshold,
+        "stall_timeout": stall_timeout,
+        "load_sessions": load_sessions,
+        "load_seconds": load_seconds,
+        "load_interval": load_interval,
+        "samples": samples,
+        "retention_days": retention_days,
+        "network_ms": network_ms,
+        "delete_ended": delete_ended or None,
+    }
+    base: dict[str, Any] = asdict(QUICK if quick else Times())
+    times = Times(**(base | {name: value for name, value in given.items() if value is not None}))
+    narrator = _Narrator()
+    probe = Probe(chosen.url.value, chosen.api_key.value, narrator.note)
+    # Also where a shell has started us in the background, with SIGINT ignored: what was made must be deleted.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    try:
+        if watch_for is not None:
+            raise typer.Exit(_watch(probe, watch_for, watch_interval, watch_file, narrator))
+        if clean_up is not None:
+            raise typer.Exit(_clean_up_only(Run(probe, times, clean_up)))
+        report = Report(
+            probe.url,
+            "",
+            _now(),
+            version("claude-projects"),
+            times=asdict(times),
+        )
+        _greet(probe, report)
+        run = Run(probe, times, note=narrator.note)
+        report.project_id = run.project_id
+        _play(run, report, only or list(SCENARIOS), narrator)
+    finally:
+        probe.close()
+    sys.stdout.write(report.as_text())
+    for path, text in ((json_file, report.as_json()), (markdown_file, report.as_markdown())):
+        if path is not None:
+            path.write_text(text, encoding="utf-8")
+    if report.interrupted:
+        raise typer.Exit(Exit.INTERRUPTED)
+    raise typer.Exit(Exit.OK if report.held else NOT_HELD)
+
+
+def _play(run: Run, report: Report, names: list[str], narrator: _Narrator) -> None:
+    try:
+        for name in SCENARIOS:
+            if name in names:
+                one = SCENARIOS[name]
+                result = Result(name, one.title, one.prd)
+                report.results.append(result)
+                with narrator.doing(one.title), scenario(run, result):
+                    one.play(run)
+                narrator.say(f"  {HELD if result.held else 'FAILED':<7} {name} ({result.seconds:.1f} s)")
+    except (KeyboardInterrupt, HaltedError):
+        report.interrupted = True
+        narrator.say("Broken off; cleaning up. A second Ctrl-C leaves the rest behind.")
+    finally:
+        run.probe.halt.clear()
+        report.results.append(_cleaned(run, narrator))
+        report.latencies = latencies(run)
+        probe = run.probe
+        report.requests, report.throttled, report.waited_seconds = (
+            probe.requests,
+            probe.throttled,
+            probe.waited,
+        )
+        report.ended_at = _now()
+
+
+def _cleaned(run: Run, narrator: _Narrator) -> Result:
+    result = Result("clean-up", "Nothing of the validation is left", "4.4.f")
+    with narrator.doing("Cleaning up"), scenario(run, result):
+        left = run.clean_up()
+        run.check(left[0] == 0, "no session of the validation is left", left[0])
+        run.check(left[1] == 0, "no machine of the validation is left", left[1])
+    if not result.held:
+        narrator.say(f"Not all was deleted; try: claude-projects validate --clean-up {run.project_id}")
+    return result
+
+
+def _clean_up_only(run: Run) -> int:
+    try:
+        left = run.clean_up()
+    except UnansweredError as error:
+        _fail(str(error), Exit.UNREACHABLE)
+    sys.stdout.write(f"{run.project_id}: {left[0]} sessions and {left[1]} machines are left\n")
+    return Exit.OK if left == (0, 0) else NOT_HELD
+
+
+def _greet(probe: Probe, report: Report) -> None:
+    """Find out whether it makes sense to begin: is it the API, and does it know the key?"""
+    try:
+        alive = probe.send("GET", "/health", key=None)
+        detailed = probe.send("GET", "/health/detailed")
+    except UnansweredError as error:
+        _fail(f"{error}. Try: claude-projects doctor", Exit.UNREACHABLE)
+    if alive.status != 200 or alive.field("status") != "ok":
+        _fail(f"{probe.url} is not the state tracking API, or it is not well: {alive.said}", Exit.UNREACHABLE)
+    if detailed.status == 401:
+        _fail(
+            f"the API refuses the key: {detailed.said} (--api-key, CLAUDE_PROJECTS_API_KEY)",
+            Exit.UNAUTHORIZED,
+        )
+    report.server_version = detailed.field("version")
+
+
+def _watch(probe: Probe, text: str, interval: float, path: Path | None, narrator: _Narrator) -> int:
+    try:
+        seconds = span(text)
+        where = path or Path("claude-projects-watch.jsonl")
+        seen = Watch.of(where, probe.url, interval)
+    except (ValueError, OSError) as error:
+        _fail(f"--watch: {error}", Exit.USAGE)
+    if seen.at:
+        narrator.say(f"Going on with {where}: {seen.watched / 3600:.2f} hours are watched already.")
+    code: int = Exit.OK
+    try:
+        with narrator.doing(f"Watching {probe.url}"):
+            watch(seen, probe, seconds, narrator.note)
+    except KeyboardInterrupt:
+        narrator.say(f"Broken off. The same command goes on from {where}.")
+        code = Exit.INTERRUPTED
+    sys.stdout.write(seen.as_text())
+    return code or (Exit.OK if seen.held else NOT_HELD)
+
+
+def _interrupt(_signal: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _now() -> str:
+    return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds")
+
+
+def _fail(sentence: str, code: int) -> NoReturn:
+    _err.print(f"claude-projects: {sentence}", markup=False, soft_wrap=True)
+    raise typer.Exit(code)

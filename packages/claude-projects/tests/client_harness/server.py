@@ -1,0 +1,78 @@
+"""The real API as a process that can be killed and brought back on the same port."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+
+from client_harness.waiting import until
+
+KEY = "7f6c2f2e-6b0c-4a3e-9f57-1d2c3b4a5e6f"
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """``state-tracking-api serve`` on a database of its own."""
+
+    def __init__(self, uri: str, database: str, log: Path, **environment: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = log
+        self._environment = {
+            **os.environ,
+            "MONGODB_URI": uri,
+            "MONGODB_DATABASE": database,
+            "API_KEYS": f"tests={KEY}",
+            "HOST": "127.0.0.1",
+            "PORT": str(self.port),
+            "RATE_LIMIT_PER_MINUTE": "100000",
+            **environment,
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it answers from its database."""
+        with self.log.open("ab") as log:
+            command = [str(Path(sys.executable).with_name("state-tracking-api")), "serve"]
+            self._process = process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
+
+        def answers() -> bool:
+            assert process.poll() is None, f"the server has ended: {self.log.read_text()[-2000:]}"
+            try:
+                return httpx.get(f"{self.url}/api/sessions", headers={"X-API-Key": KEY}).is_success
+            except httpx.HTTPError:
+                return False
+
+        until(answers, "the server to answer")
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """Kill it with SIGKILL."""
+        self.signal(signal.SIGKILL)
+        self._wait()
+
+    def stop(self) -> None:
+        """End it, if it runs."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.terminate()
+            self._wait()
+
+    def _wait(self) -> None:
+        assert self._process is not None
+        self._process.wait(60)
+        self._process = None

@@ -1,0 +1,43 @@
+"""Validations of one healthy server and of several broken ones, all at the same time."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from validate_harness import BROKEN, HEALTHY, IMPATIENT, Deployment, Validated, deploy, validate
+
+from state_tracking_api.embedded import Mongod
+
+
+@pytest.fixture(scope="session")
+def deployments(mongod: Mongod, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Deployment]]:
+    """A server of each kind."""
+    directory = tmp_path_factory.mktemp("deployments")
+    running: dict[str, Deployment] = {}
+    try:
+        for kind in (HEALTHY, IMPATIENT, *BROKEN):
+            running[kind] = deploy(mongod.uri, kind, directory)
+        for deployment in running.values():
+            deployment.await_answers()
+        yield running
+    finally:
+        for deployment in running.values():
+            deployment.stop()
+
+
+@pytest.fixture(scope="session")
+def validations(
+    deployments: dict[str, Deployment], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Validated]:
+    """The quick validation, once against the healthy server and each of the broken ones."""
+    return validate(deployments, tmp_path_factory.mktemp("validations"))
+
+
+@pytest.fixture
+def healthy(validations: dict[str, Validated]) -> Validated:
+    """The validation of the healthy server, which still runs."""
+    return validations[HEALTHY]
