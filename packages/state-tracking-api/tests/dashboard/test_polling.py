@@ -1,0 +1,125 @@
+"""Polling: cheap where nothing changes, slow where nobody looks, honest where nothing comes."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.async_api import Route
+from playwright.async_api import expect as seen
+
+from api_harness.api import Api
+from api_harness.server import Server
+from api_harness.servers import Servers
+from dashboard.visitors import Visitor, Visitors
+
+VIEW = "/api/dashboard/overview"
+
+
+async def test_an_unchanged_view_costs_a_304(visitor: Visitor, api: Api) -> None:
+    session = api.session()
+    api.set_session(session, "paused")
+    await visitor.open(f"/dashboard?project={session['project_id']}")
+    async with visitor.page.expect_response(lambda answer: VIEW in answer.url) as caught:
+        pass
+    answer = await caught.value
+    assert answer.status == 304
+    assert (await answer.request.all_headers())["if-none-match"]
+    await seen(visitor.row(session)).to_contain_text("Paused")
+
+
+async def test_one_request_a_poll_and_few_seconds_between_two(visitor: Visitor) -> None:
+    await visitor.page.clock.install()
+    await visitor.open()
+    before = len(visitor.polls("/api/"))
+    await visitor.pass_time(30)
+    assert 6 <= len(visitor.polls("/api/")) - before <= 11
+
+
+async def test_a_hidden_tab_asks_once_a_minute_and_at_once_when_it_is_seen_again(visitor: Visitor) -> None:
+    page = visitor.page
+    await page.clock.install()
+    await visitor.open()
+    await page.evaluate("Object.defineProperty(document, 'hidden', { configurable: true, get: () => true })")
+    await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    await visitor.pass_time(5)  # the one that was due already
+    before = len(visitor.polls(VIEW))
+    await visitor.pass_time(50)
+    assert len(visitor.polls(VIEW)) == before
+    await visitor.pass_time(12)
+    assert len(visitor.polls(VIEW)) == before + 1
+    async with page.expect_request(lambda request: VIEW in request.url):
+        await page.evaluate(
+            "Object.defineProperty(document, 'hidden', { configurable: true, get: () => false })"
+        )
+        await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
+
+def server_again(server: Server, uri: str, database: str) -> Server:
+    """Another process at the address of one that has ended."""
+    again = Server(
+        MONGODB_URI=uri, MONGODB_DATABASE=database, PORT=str(server.port), API_KEYS=f"tests={server.key}"
+    )
+    again.port, again.base_url = server.port, server.base_url
+    again.wait_until_healthy()
+    return again
+
+
+@pytest.mark.slow
+async def test_it_says_when_the_api_is_away_and_goes_on_when_it_is_back(
+    visitors: Visitors, own: Servers
+) -> None:
+    database = own.database()
+    server = own.start(database)
+    with Api(server.base_url, server.key) as api:
+        session = api.session()
+    visitor = await (await visitors.to(server)).open()
+    visitor.failures_are_expected = True
+    row = visitor.row(session)
+    await seen(row).to_be_visible()
+    server.stop()
+    trouble = visitor.page.get_by_role("status").filter(has_text="The API is not answering")
+    await seen(trouble).to_contain_text("What is shown is from")
+    await seen(visitor.page.locator(".pulse.dead")).to_contain_text("old")
+    await seen(row).to_be_visible()
+    # What is not known is not shown as silence: time goes on, and the bar stands still.
+    said = await row.locator(".beat-text").inner_text()
+    old = await visitor.page.locator(".pulse.dead").inner_text()
+    await seen(visitor.page.locator(".pulse.dead")).not_to_have_text(old)
+    assert await row.locator(".beat-text").inner_text() == said
+    again = server_again(server, own.uri, database.name)
+    try:
+        await seen(visitor.page.locator(".pulse.live")).to_be_visible()
+        await seen(trouble).to_have_count(0)
+    finally:
+        await visitor.page.close()
+        again.stop()
+
+
+async def test_a_key_that_is_used_up_is_waited_for(visitors: Visitors, own: Servers) -> None:
+    server = own.start(RATE_LIMIT_PER_MINUTE="3")
+    visitor = await visitors.to(server)
+    visitor.failures_are_expected = True
+    with Api(server.base_url, server.key) as api:
+        for _ in range(3):
+            api.get("/api/sessions")
+    await visitor.page.goto(f"{server.base_url}/dashboard#key={server.key}")
+    said = visitor.page.get_by_role("status").filter(has_text="used up its requests")
+    await seen(said).to_contain_text("Next try in")
+
+
+async def test_the_page_leaves_half_of_the_keys_requests_to_others(visitor: Visitor) -> None:
+    page = visitor.page
+    await page.clock.install()
+
+    async def nearly_used_up(route: Route) -> None:
+        answer = await route.fetch()
+        now = await page.evaluate("Date.now()")
+        told = {"x-ratelimit-remaining": "4", "x-ratelimit-reset": str(now // 1000 + 60), "date": ""}
+        await route.fulfill(response=answer, headers={**answer.headers, **told})
+
+    await page.route(f"**{VIEW}*", nearly_used_up)
+    await visitor.open()
+    before = len(visitor.polls(VIEW))
+    await visitor.pass_time(25)
+    assert len(visitor.polls(VIEW)) == before
+    await visitor.pass_time(8)
+    assert len(visitor.polls(VIEW)) == before + 1
