@@ -1,0 +1,348 @@
+/**
+ * One plan being carried out in this window: its tasks one after the other, each told to the tracker as it begins and
+ * ends. Whatever befalls it (a person's wish, a failing task, a takeover), it ends in exactly one of its outcomes.
+ */
+import { EventEmitter } from "node:events";
+import { join } from "node:path";
+import type { Log } from "../log.js";
+import type { Command, TaskDefinition } from "../plan/plan.js";
+import type { ProcessIdentity } from "../processes.js";
+import type { RunRecord, TaskRecord } from "../tracking/record.js";
+import type { RunClaim } from "../tracking/store.js";
+import type { Replacement, Tracker } from "../tracking/tracker.js";
+import { type Exit, type RunningCommand, runCommand } from "./command.js";
+import { definitionOf } from "./outline.js";
+
+/** A run as it is kept on disk: what the tracker knows, and what another window needs to go on with it. */
+export interface OrchestrationRecord extends RunRecord {
+  /** The folder in which it was started. */
+  readonly workspace: string;
+  /** The process of the task in progress, so that a successor can end it. */
+  child?: ProcessIdentity;
+}
+
+export type State =
+  | "running"
+  | "pausing"
+  | "paused"
+  | "completed"
+  | "failed"
+  | "replaced"
+  /** Put down because its window closes; to be picked up by the next one. */
+  | "suspended";
+
+/** The screen that a person watches. */
+export interface Screen {
+  write(text: string): void;
+  heading(text: string): void;
+  note(text: string): void;
+  failure(text: string): void;
+}
+
+interface Wish {
+  readonly kind: "pause" | "complete" | "fail" | "suspend" | "yield";
+  readonly reason: string;
+}
+
+interface OrchestrationEvents {
+  change: [];
+  ended: [State];
+}
+
+const FINAL: ReadonlySet<State> = new Set(["completed", "failed", "replaced", "suspended"]);
+
+export class Orchestration extends EventEmitter<OrchestrationEvents> {
+  state: State = "running";
+  /** Why it ended or paused, for people. */
+  reason = "";
+
+  private wish: Wish | undefined;
+  private wake: (() => void) | undefined;
+  private command: RunningCommand | undefined;
+
+  constructor(
+    readonly tracker: Tracker & { readonly run: OrchestrationRecord },
+    private readonly claim: RunClaim,
+    private readonly screen: Screen,
+    private readonly logDirectory: string,
+    private readonly log: Log,
+  ) {
+    super();
+    tracker.on("replaced", (replacement) => {
+      this.yield(replacement);
+    });
+    tracker.on("change", () => this.emit("change"));
+  }
+
+  get run(): OrchestrationRecord {
+    return this.tracker.run;
+  }
+
+  get isOver(): boolean {
+    return FINAL.has(this.state);
+  }
+
+  get currentTask(): TaskRecord | undefined {
+    return this.run.tasks.find((task) => task.status === "in_progress");
+  }
+
+  get finishedTasks(): number {
+    return this.run.tasks.filter((task) => task.status === "completed").length;
+  }
+
+  logFile(task: TaskRecord): string {
+    return join(this.logDirectory, `${this.run.runId}-${task.key}.log`);
+  }
+
+  /** Pauses after the task in progress, or at once: that task then starts anew when the plan goes on. */
+  pause(atOnce: boolean): void {
+    if (this.isOver || this.state === "paused") {
+      return;
+    }
+    this.become("pausing");
+    this.wish = { kind: "pause", reason: "paused by a person" };
+    if (atOnce) {
+      this.command?.interrupt();
+    }
+  }
+
+  resume(): void {
+    if (this.state === "pausing") {
+      this.wish = undefined;
+      this.become("running");
+    } else if (this.state === "paused") {
+      this.wish = undefined;
+      this.wake?.();
+    }
+  }
+
+  /** Ends the orchestration; a task in progress is ended with it. */
+  stop(as: "complete" | "fail", reason: string): void {
+    this.demand({ kind: as, reason });
+  }
+
+  /** Puts it down so that another window can pick it up. */
+  suspend(): void {
+    this.demand({ kind: "suspend", reason: "the window was closed" });
+  }
+
+  /** Somebody else goes on with this work: stop at once, report nothing more. */
+  yield(replacement: Replacement): void {
+    this.demand({ kind: "yield", reason: replacement.message });
+  }
+
+  /** Carries out the plan. Resolves with the state in which it ended. */
+  async carryOut(): Promise<State> {
+    this.tracker.start();
+    this.tracker.update((run) => {
+      run.status = "active";
+    });
+    try {
+      while (!this.isOver) {
+        const task = this.run.tasks.find(({ status }) => status === "pending" || status === "blocked");
+        if (!this.claim.held) {
+          this.end("replaced", "another window took it over");
+        } else if (this.wish !== undefined) {
+          await this.grant(this.wish);
+        } else if (task === undefined) {
+          this.finish("completed", "every task is completed");
+        } else {
+          await this.execute(task);
+        }
+      }
+    } finally {
+      await this.command?.end();
+      this.emit("ended", this.state);
+    }
+    return this.state;
+  }
+
+  private demand(wish: Wish): void {
+    if (this.isOver) {
+      return;
+    }
+    // Having been replaced overrules what anybody wishes.
+    if (this.wish?.kind !== "yield") {
+      this.wish = wish;
+    }
+    void this.command?.end();
+    this.wake?.();
+  }
+
+  private async grant(wish: Wish): Promise<void> {
+    switch (wish.kind) {
+      case "pause":
+        await this.rest(wish.reason);
+        return;
+      case "complete":
+        this.finish("completed", wish.reason);
+        return;
+      case "fail":
+        this.finish("failed", wish.reason);
+        return;
+      case "suspend":
+        this.tracker.update((run) => {
+          run.status = "paused";
+        });
+        this.end("suspended", wish.reason);
+        return;
+      case "yield":
+        this.end("replaced", wish.reason);
+    }
+  }
+
+  private async rest(reason: string): Promise<void> {
+    this.tracker.update((run) => {
+      run.status = "paused";
+    });
+    this.reason = reason;
+    this.screen.note(`Paused: ${reason}. Run “Claude Projects: Resume Orchestration” to go on.`);
+    this.become("paused");
+    await new Promise<void>((resolve) => {
+      this.wake = resolve;
+    });
+    this.wake = undefined;
+    if (this.wish === undefined) {
+      this.tracker.update((run) => {
+        run.status = "active";
+      });
+      this.become("running");
+    }
+  }
+
+  private async execute(task: TaskRecord): Promise<void> {
+    const { run, tracker } = this;
+    const definition = definitionOf(task.metadata);
+    if (definition === undefined) {
+      this.failTask(task, "its metadata does not say what to run");
+      return;
+    }
+    const number = run.tasks.indexOf(task) + 1;
+    this.screen.heading(`▶ Task ${String(number)} of ${String(run.tasks.length)}: ${task.name}`);
+    this.screen.note(`$ ${shorten(definition.command)}`);
+    this.log.info(`Task ${String(number)} of ${String(run.tasks.length)} of “${run.title}” begins: ${task.name}`);
+    tracker.update(() => {
+      task.status = "in_progress";
+    });
+
+    const command = this.launch(task, definition);
+    const child = await command.started;
+    tracker.update(() => {
+      if (child !== undefined) {
+        run.child = child;
+      }
+    });
+    const exit = await command.exit;
+    this.command = undefined;
+    if (!this.claim.held) {
+      // It was ended by whoever took over; what became of the task is theirs to say.
+      return;
+    }
+    tracker.update(() => {
+      delete run.child;
+    });
+    this.settle(task, exit);
+  }
+
+  private launch(task: TaskRecord, definition: TaskDefinition): RunningCommand {
+    this.command = runCommand(definition, {
+      cwd: this.run.workspace,
+      logFile: this.logFile(task),
+      environment: {
+        CLAUDE_PROJECTS_SESSION_ID: this.run.sessionId,
+        CLAUDE_PROJECTS_TASK_ID: task.taskId,
+        CLAUDE_PROJECTS_TASK_NAME: task.name,
+      },
+      show: (text) => {
+        this.screen.write(text);
+      },
+    });
+    return this.command;
+  }
+
+  /** Records how a task ended. */
+  private settle(task: TaskRecord, exit: Exit): void {
+    const { wish, tracker } = this;
+    const interrupted = wish !== undefined && exit.code !== 0;
+    const seconds = (exit.durationMs / 1_000).toFixed(1);
+    if (exit.code === 0) {
+      tracker.update(() => {
+        task.status = "completed";
+        task.news = { exit_code: 0 };
+      });
+      this.screen.note(`✔ ${task.name}, ${seconds} s`);
+      this.log.info(`Completed after ${seconds} s: ${task.name}`);
+    } else if (interrupted && (wish.kind === "pause" || wish.kind === "suspend")) {
+      tracker.update(() => {
+        task.status = "blocked";
+        task.news = { blocked_because: wish.reason };
+      });
+      this.screen.note(`■ ${task.name} was interrupted and will start anew.`);
+    } else if (interrupted && wish.kind === "yield") {
+      this.log.info(`Ended because the work goes on elsewhere: ${task.name}`);
+    } else if (interrupted) {
+      this.failTask(task, `ended: ${wish.reason}`, false);
+    } else {
+      this.failTask(task, explain(exit));
+    }
+  }
+
+  private failTask(task: TaskRecord, message: string, endsThePlan = true): void {
+    this.tracker.update(() => {
+      task.status = "failed";
+      task.errorMessage = message;
+    });
+    this.screen.failure(`✘ ${task.name}: ${message.split("\n", 1)[0] ?? ""}`);
+    this.log.error(`Task “${task.name}” failed: ${message}`);
+    if (endsThePlan) {
+      this.finish("failed", `task “${task.name}” failed: ${message}`);
+    }
+  }
+
+  private finish(as: "completed" | "failed", reason: string): void {
+    this.tracker.update((run) => {
+      run.status = as;
+      if (as === "failed") {
+        run.errorMessage = reason;
+      }
+    });
+    this.end(as, reason);
+  }
+
+  private end(state: State, reason: string): void {
+    this.reason = reason;
+    const line = `${this.run.title}: ${state} (${reason.split("\n", 1)[0] ?? ""})`;
+    if (state === "failed" || state === "replaced") {
+      this.screen.failure(line);
+    } else {
+      this.screen.heading(line);
+    }
+    this.log.info(line);
+    this.become(state);
+  }
+
+  private become(state: State): void {
+    this.state = state;
+    this.emit("change");
+  }
+}
+
+/** PRD 3.1's error message of a failed task: what happened, and the end of what the command wrote. */
+export function explain(exit: Exit): string {
+  const seconds = (exit.durationMs / 1_000).toFixed(0);
+  const what =
+    exit.startError !== undefined
+      ? `could not be started: ${exit.startError}`
+      : exit.timedOut
+        ? `timed out after ${seconds} s`
+        : exit.signal === null
+          ? `exit code ${String(exit.code)}`
+          : `ended by ${exit.signal}`;
+  return exit.tail === "" ? what : `${what}\n${exit.tail}`;
+}
+
+function shorten(command: Command): string {
+  const line = typeof command === "string" ? command : command.join(" ");
+  const first = line.trim().split("\n", 1)[0] ?? "";
+  return first.length > 120 ? `${first.slice(0, 119)}…` : first;
+}

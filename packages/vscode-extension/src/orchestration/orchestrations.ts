@@ -1,0 +1,576 @@
+/**
+ * The orchestrations of this window: begun from a plan, taken up from disk, or recovered from the API. Every way in
+ * ends in `drive`, and none of them without the claim on the run.
+ */
+import { EventEmitter } from "node:events";
+import { randomUUID } from "node:crypto";
+import { type Api, ApiError, type Session } from "../api/client.js";
+import type { Log } from "../log.js";
+import type { Plan } from "../plan/plan.js";
+import { endGroup, isAlive, self } from "../processes.js";
+import { isEnded, type Metadata } from "../tracking/record.js";
+import type { RunClaim, RunStore } from "../tracking/store.js";
+import { Tracker } from "../tracking/tracker.js";
+import { Orchestration, type OrchestrationRecord, type Screen, type State } from "./orchestration.js";
+import { definitionOf, planMetadata, digestOf, processMetadata, processOf, titleOf } from "./outline.js";
+import { Refusal } from "./refusal.js";
+import { history, keyOf, newTask, putBack, reconstruct } from "./restore.js";
+
+export interface Surroundings {
+  readonly api: () => Api;
+  readonly machineId: () => string;
+  readonly heartbeatMs: () => number;
+  readonly logDirectory: string;
+  readonly extensionVersion: string;
+  readonly editorVersion: string;
+  readonly log: Log;
+  /** Opens a terminal for a run; its interruption and closing come back through the callbacks. */
+  screen(title: string, interrupted: () => void, closed: () => void): Screen & { dispose(): void; show(): void };
+}
+
+interface OrchestrationsEvents {
+  change: [];
+  ended: [Orchestration, State];
+  unauthorized: [ApiError];
+  deleted: [Orchestration];
+}
+
+/** How long an ending is waited for before it is left to the background. */
+const PATIENCE_MS = 5_000;
+
+/** The folder of runs that this extension does not carry out, and so never takes up again. */
+const NO_WORKSPACE = "";
+
+interface Running {
+  readonly orchestration: Orchestration;
+  readonly claim: RunClaim;
+  readonly screen: { dispose(): void; show(): void };
+  readonly done: Promise<void>;
+}
+
+export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
+  private readonly running = new Map<string, Running>();
+  /** Trackers that outlive their orchestration, until the API knows how it ended. */
+  private readonly couriers = new Map<string, { readonly tracker: Tracker; readonly claim: RunClaim }>();
+
+  constructor(
+    private readonly store: RunStore<OrchestrationRecord>,
+    private readonly around: Surroundings,
+  ) {
+    super();
+  }
+
+  get all(): Orchestration[] {
+    return [...this.running.values()].map(({ orchestration }) => orchestration);
+  }
+
+  /** Those that are at work or paused. */
+  get live(): Orchestration[] {
+    return this.all.filter((orchestration) => !orchestration.isOver);
+  }
+
+  find(runId: string): Orchestration | undefined {
+    return this.running.get(runId)?.orchestration;
+  }
+
+  showTerminal(orchestration: Orchestration): void {
+    this.running.get(orchestration.run.runId)?.screen.show();
+  }
+
+  /** Begins a plan. Throws Refusal. */
+  async start(plan: Plan, workspace: string): Promise<Orchestration> {
+    if (this.live.some(({ run }) => run.projectId === plan.projectId)) {
+      throw new Refusal(`Project ${plan.projectId} is being worked on in this window already.`);
+    }
+    const runId = randomUUID();
+    const run: OrchestrationRecord = {
+      version: 1,
+      runId,
+      title: plan.name,
+      projectId: plan.projectId,
+      machineId: this.around.machineId(),
+      metadata: {},
+      status: "active",
+      workspace,
+      tasks: plan.tasks.map((task, index) => newTask(digestOf(task), task, index, plan.tasks.length)),
+    };
+    run.metadata = { ...this.behind(run, null), workspace, plan_path: plan.path };
+    const claim = this.claim(runId, false);
+    this.store.write(run);
+    const tracker = this.track(run, claim);
+    await this.establish(run, claim, tracker);
+    return this.drive(run, claim, tracker);
+  }
+
+  /** Tracks work that somebody else carries out. Throws Refusal. */
+  async trackOnly(projectId: string, title: string, metadata: Metadata): Promise<Tracker> {
+    const run: OrchestrationRecord = {
+      version: 1,
+      runId: randomUUID(),
+      title,
+      projectId,
+      machineId: this.around.machineId(),
+      metadata: { title, ...metadata, process: processMetadata(self(), null), client: this.client() },
+      status: "active",
+      workspace: NO_WORKSPACE,
+      tasks: [],
+    };
+    const claim = this.claim(run.runId, false);
+    this.store.write(run);
+    const tracker = this.track(run, claim);
+    await this.establish(run, claim, tracker);
+    this.reportInBackground(run, claim, tracker);
+    return tracker;
+  }
+
+  /** Runs of these folders that nobody drives at the moment, and that have not ended. */
+  leftBehind(workspaces: readonly string[]): OrchestrationRecord[] {
+    return this.unfinished(workspaces).filter((run) => this.store.owner(run.runId) === undefined);
+  }
+
+  /** Runs of these folders that another living process drives. */
+  elsewhere(workspaces: readonly string[]): OrchestrationRecord[] {
+    return this.unfinished(workspaces).filter((run) => {
+      const owner = this.store.owner(run.runId);
+      return owner !== undefined && owner.pid !== process.pid;
+    });
+  }
+
+  /** The sessions that this machine's runs stand for. */
+  knownSessions(): string[] {
+    return [...this.store.list(), ...this.all.map(({ run }) => run)].flatMap(({ sessionId }) => sessionId ?? []);
+  }
+
+  /** Gives up what was left behind: the API hears that it failed, and why. Throws Refusal. */
+  async abandon(runId: string, reason: string): Promise<void> {
+    const claim = this.claim(runId, false);
+    const run = this.store.read(runId);
+    if (run === undefined) {
+      claim.release();
+      return;
+    }
+    if (run.child !== undefined) {
+      await endGroup(run.child);
+    }
+    const tracker = this.track(run, claim);
+    tracker.update(() => {
+      putBack(run);
+      run.status = "failed";
+      run.errorMessage = reason;
+    });
+    this.reportInBackground(run, claim, tracker);
+    // The next session of the project would collide with this one.
+    await tracker.settle(PATIENCE_MS);
+  }
+
+  /** Sends what runs that have ended could not report while their window lived. */
+  reportFinished(): void {
+    for (const run of this.store.list()) {
+      if (this.running.has(run.runId) || this.couriers.has(run.runId)) {
+        continue;
+      }
+      const isNobodys = run.workspace === NO_WORKSPACE && this.store.owner(run.runId) === undefined;
+      if (run.closed !== undefined || (isNobodys && !isEnded(run.status))) {
+        // What was only tracked is for whoever carried it out to go on with; the API finds the session silent.
+        this.store.delete(run.runId);
+      } else if (isEnded(run.status)) {
+        const claim = this.store.claim(run.runId);
+        if (claim !== undefined) {
+          this.reportInBackground(run, claim, this.track(run, claim));
+        }
+      }
+    }
+  }
+
+  /**
+   * Takes up a run that this machine left behind. With `force`, also one that another living process drives: that
+   * one stops. Throws Refusal, or ApiError where the API must be asked first and does not answer.
+   */
+  async continue(runId: string, force = false): Promise<Orchestration> {
+    const courier = this.couriers.get(runId);
+    if (courier !== undefined) {
+      // This window itself is still reporting how the run ended before.
+      courier.tracker.dispose();
+      courier.claim.release();
+      this.couriers.delete(runId);
+    }
+    const claim = this.claim(runId, force);
+    try {
+      const run = this.store.read(runId);
+      if (run === undefined) {
+        throw new Refusal("This orchestration is not here any more.");
+      }
+      return await this.takeUp(run, claim, force);
+    } catch (error) {
+      claim.release();
+      throw error;
+    }
+  }
+
+  /** Recovers a session that the API knows, from whatever machine and tool it came. Throws Refusal or ApiError. */
+  async recover(sessionId: string, workspace: string, force = false): Promise<Orchestration> {
+    const local = this.store.list().find((run) => run.sessionId === sessionId);
+    if (local !== undefined) {
+      return await this.continue(local.runId, force);
+    }
+    // The session's id stands in for the run's until there is one, so that two windows do not recover it at once.
+    const turn = this.claim(sessionId, false);
+    try {
+      const api = this.around.api();
+      const session = await api.session(sessionId);
+      this.checkAbandoned(session, force);
+      const run: OrchestrationRecord = {
+        version: 1,
+        runId: randomUUID(),
+        title: titleOf(session),
+        projectId: session.project_id,
+        machineId: this.around.machineId(),
+        metadata: session.metadata,
+        sessionId,
+        reported: "active",
+        status: "active",
+        workspace,
+        tasks: reconstruct(session, await history(api, session)),
+      };
+      const claim = this.claim(run.runId, false);
+      try {
+        await this.moveOn(run, session);
+      } catch (error) {
+        claim.release();
+        throw error;
+      }
+      return this.drive(run, claim, this.track(run, claim));
+    } finally {
+      turn.release();
+    }
+  }
+
+  /** Tries at once what waits for the API, after a change of address or key. */
+  reconnect(): void {
+    for (const { orchestration } of this.running.values()) {
+      orchestration.tracker.reconnect();
+    }
+    this.couriers.forEach(({ tracker }) => {
+      tracker.reconnect();
+    });
+  }
+
+  /** Puts everything down within a few seconds, for the next window to pick up. */
+  async suspend(patienceMs: number): Promise<void> {
+    await Promise.all(
+      [...this.running.values()].map(async ({ orchestration, claim, done }) => {
+        orchestration.suspend();
+        await done;
+        await orchestration.tracker.settle(patienceMs);
+        orchestration.tracker.dispose();
+        claim.release();
+      }),
+    );
+    this.couriers.forEach(({ tracker }) => {
+      tracker.dispose();
+    });
+  }
+
+  /** Creates the session, or lets the work begin without one where the API cannot say. Throws Refusal. */
+  private async establish(run: OrchestrationRecord, claim: RunClaim, tracker: Tracker): Promise<void> {
+    const established = await tracker.establish();
+    if (established.kind === "conflict") {
+      this.forget(run, claim, tracker);
+      throw inTheWay(established.existing);
+    }
+    if (established.kind === "unavailable") {
+      const { error } = established;
+      if (error.kind === "refused") {
+        this.forget(run, claim, tracker);
+        throw new Refusal(`The API refused the session: ${error.message}`);
+      }
+      this.around.log.warn(`“${run.title}” begins untracked; what happens will be reported when the API answers.`);
+    }
+  }
+
+  private async takeUp(run: OrchestrationRecord, claim: RunClaim, force: boolean): Promise<Orchestration> {
+    const api = this.around.api();
+    const wasPutDown = run.status === "paused" && !force;
+    if (run.child !== undefined && isAlive(run.child) && !force) {
+      this.around.log.warn(`Ending process ${String(run.child.pid)}, which a crash of “${run.title}” left behind.`);
+      await endGroup(run.child);
+    }
+    // A crash may have come between a creation and its answer.
+    run.unanswered = true;
+    if (run.sessionId === undefined) {
+      // The API has never heard of it: there is nobody to agree with.
+      putBack(run);
+      return this.drive(run, claim, this.track(run, claim));
+    }
+    const session = await api.session(run.sessionId).catch((error: unknown) => {
+      const failure = ApiError.from(error);
+      if (failure.status === 404) {
+        this.store.delete(run.runId);
+        throw new Refusal(`Session ${run.sessionId ?? ""} was deleted from the API.`);
+      }
+      throw failure;
+    });
+    if (isEnded(session.status as OrchestrationRecord["status"]) && session.recovered_by !== null) {
+      const successor = await api.session(session.recovered_by).catch(() => undefined);
+      // Unless it was this machine that recovered it, and crashed before it could go on.
+      if (successor?.machine_id !== run.machineId || isEnded(successor.status as OrchestrationRecord["status"])) {
+        this.store.delete(run.runId);
+        throw new Refusal(`“${run.title}” went on as session ${session.recovered_by}.`);
+      }
+    } else if (session.status === "completed") {
+      this.store.delete(run.runId);
+      throw new Refusal(`Session ${session.session_id} is completed.`);
+    }
+    if (wasPutDown && session.status === "paused") {
+      putBack(run);
+      await api.patchSession(session.session_id, { metadata: this.behind(run, session.session_id) });
+      return this.drive(run, claim, this.track(run, claim));
+    }
+    // What it had done and could not report any more must be known before the rest is handed to a successor.
+    if (!force && session.status !== "failed" && session.recovered_by === null) {
+      const messenger = this.track(run, claim);
+      await messenger.deliver();
+      messenger.dispose();
+    }
+    const { child } = run;
+    await this.moveOn(run, await api.session(session.session_id));
+    if (force && child !== undefined) {
+      // Only now: its window must find the session gone, or it would report the task as failed.
+      await endGroup(child);
+    }
+    return this.drive(run, claim, this.track(run, claim));
+  }
+
+  /** Lets a run go on with a new session on this machine, which recovers the one given. */
+  private async moveOn(run: OrchestrationRecord, session: Session): Promise<void> {
+    const api = this.around.api();
+    const successor = await this.succeed(session);
+    const owner = processOf(successor);
+    const taken = owner !== undefined && owner.pid !== process.pid && isAlive(owner);
+    if (successor.machine_id !== this.around.machineId() || taken) {
+      throw new Refusal(`It went on as session ${successor.session_id} on ${successor.machine_id}.`);
+    }
+    this.around.log.info(`Session ${session.session_id} goes on as ${successor.session_id}.`);
+    // The successor's tasks take the place of those that were not done.
+    const carried = new Map((await api.tasks(successor.session_id)).map((task) => [keyOf(task), task]));
+    run.sessionId = successor.session_id;
+    if (successor.status === "active") {
+      run.reported = "active";
+    } else {
+      // Recovered before, by a window that crashed at this point.
+      delete run.reported;
+    }
+    run.status = "active";
+    delete run.child;
+    delete run.errorMessage;
+    delete run.closed;
+    for (const task of run.tasks.filter(({ status }) => status !== "completed")) {
+      task.status = "pending";
+      delete task.errorMessage;
+      delete task.news;
+      delete task.claimUnanswered;
+      const found = carried.get(task.key);
+      if (found === undefined) {
+        // The API never had it.
+        delete task.taskId;
+        delete task.reported;
+      } else {
+        task.taskId = found.task_id;
+        task.reported = "pending";
+      }
+    }
+    this.store.write(run);
+    await api.patchSession(successor.session_id, { metadata: this.behind(run, successor.session_id) });
+  }
+
+  /** The session that recovers the one given: a new one, or the one that did so before. */
+  private async succeed(session: Session): Promise<Session> {
+    const api = this.around.api();
+    for (let round = 1; ; round++) {
+      if (!isEnded(session.status as OrchestrationRecord["status"])) {
+        await api.markStalled(session.session_id);
+      }
+      try {
+        return await api.recover(session.session_id, this.around.machineId());
+      } catch (error) {
+        // A heartbeat of its old process came in between, and made it active again.
+        if (ApiError.from(error).status !== 400 || round === 3) {
+          throw error;
+        }
+      }
+    }
+  }
+
+  /** What the metadata of a run's session says of its plan, and of who is behind it. */
+  private behind(run: OrchestrationRecord, sessionId: string | null): Metadata {
+    const tasks = run.tasks.map(({ key, metadata, status }) => ({
+      digest: key,
+      definition: definitionOf(metadata),
+      done: status === "completed",
+    }));
+    return {
+      plan: planMetadata(run.title, tasks, sessionId),
+      run: { id: run.runId },
+      process: processMetadata(self(), sessionId),
+      client: this.client(),
+    };
+  }
+
+  private client(): Metadata {
+    return { name: "vscode-extension", version: this.around.extensionVersion, editor: this.around.editorVersion };
+  }
+
+  private checkAbandoned(session: Session, force: boolean): void {
+    if (session.status === "completed") {
+      throw new Refusal(
+        session.recovered_by === null
+          ? `Session ${session.session_id} is completed.`
+          : `Session ${session.session_id} went on as ${session.recovered_by}.`,
+      );
+    }
+    if (force || session.status === "failed") {
+      return;
+    }
+    const here = session.machine_id === this.around.machineId();
+    const owner = processOf(session);
+    if (here && owner !== undefined && isAlive(owner)) {
+      throw new Refusal(`Process ${String(owner.pid)} on this machine is still at work on it.`, session, true);
+    }
+    if (!here && session.status !== "stalled") {
+      throw new Refusal(`It is ${session.status} on ${session.machine_id}.`, session, true);
+    }
+  }
+
+  private claim(runId: string, force: boolean): RunClaim {
+    const claim = this.store.claim(runId, force);
+    if (claim === undefined) {
+      const owner = this.store.owner(runId);
+      throw new Refusal(
+        `Another window (process ${String(owner?.pid ?? "unknown")}) is at work on it.`,
+        undefined,
+        true,
+      );
+    }
+    return claim;
+  }
+
+  private track(run: OrchestrationRecord, claim: RunClaim): Tracker & { readonly run: OrchestrationRecord } {
+    const save = (): void => {
+      // A window that was overruled must not write over its successor's state.
+      if (claim.held) {
+        this.store.write(run);
+      }
+    };
+    const tracker = new Tracker(run, this.around.api, save, this.around.log, {
+      heartbeatMs: this.around.heartbeatMs(),
+      setAside: (existing) => this.setAside(existing),
+    });
+    tracker.on("unauthorized", (error) => this.emit("unauthorized", error));
+    return tracker as Tracker & { readonly run: OrchestrationRecord };
+  }
+
+  /** A session that blocks the way of one that began while the API was away: dead ones of this machine give way. */
+  private async setAside(existing: Session): Promise<boolean> {
+    const owner = processOf(existing);
+    if (owner === undefined || isAlive(owner)) {
+      return false;
+    }
+    this.around.log.warn(`Session ${existing.session_id} has no process any more and is marked as stalled.`);
+    await this.around.api().markStalled(existing.session_id);
+    return true;
+  }
+
+  private drive(
+    run: OrchestrationRecord,
+    claim: RunClaim,
+    tracker: Tracker & { readonly run: OrchestrationRecord },
+  ): Orchestration {
+    const screen = this.around.screen(
+      run.title,
+      () => {
+        orchestration.pause(true);
+      },
+      () => {
+        orchestration.pause(true);
+      },
+    );
+    const orchestration = new Orchestration(tracker, claim, screen, this.around.logDirectory, this.around.log);
+    tracker.on("deleted", () => this.emit("deleted", orchestration));
+    orchestration.on("change", () => this.emit("change"));
+    this.running.get(run.runId)?.screen.dispose();
+    const done = orchestration.carryOut().then(
+      (state) => {
+        this.conclude(run, claim, tracker, state);
+        this.emit("ended", orchestration, state);
+        this.emit("change");
+      },
+      (error: unknown) => {
+        this.around.log.error(`“${run.title}” broke off: ${String(error)}`);
+        tracker.dispose();
+        claim.release();
+      },
+    );
+    this.running.set(run.runId, { orchestration, claim, screen, done });
+    this.emit("change");
+    return orchestration;
+  }
+
+  private conclude(run: OrchestrationRecord, claim: RunClaim, tracker: Tracker, state: State): void {
+    if (state === "replaced") {
+      tracker.dispose();
+      if (claim.held) {
+        this.store.delete(run.runId);
+      }
+    } else if (state !== "suspended") {
+      this.reportInBackground(run, claim, tracker);
+    }
+  }
+
+  /** Keeps at it until the API knows how the run ended, then forgets the run. */
+  private reportInBackground(run: OrchestrationRecord, claim: RunClaim, tracker: Tracker): void {
+    this.couriers.set(run.runId, { tracker, claim });
+    const finish = (): void => {
+      if (run.closed === undefined) {
+        return;
+      }
+      tracker.dispose();
+      this.couriers.delete(run.runId);
+      if (claim.held) {
+        this.store.delete(run.runId);
+      }
+    };
+    tracker.on("settled", finish);
+    tracker.start();
+    finish();
+  }
+
+  private forget(run: OrchestrationRecord, claim: RunClaim, tracker: Tracker): void {
+    tracker.dispose();
+    claim.release();
+    this.store.delete(run.runId);
+  }
+
+  private unfinished(workspaces: readonly string[]): OrchestrationRecord[] {
+    return this.store
+      .list()
+      .filter(
+        (run) =>
+          run.closed === undefined &&
+          !isEnded(run.status) &&
+          workspaces.includes(run.workspace) &&
+          !this.live.some((orchestration) => orchestration.run.runId === run.runId),
+      );
+  }
+}
+
+function inTheWay(existing: Session): Refusal {
+  const owner = processOf(existing);
+  const alive = owner !== undefined && isAlive(owner);
+  return new Refusal(
+    alive
+      ? `Process ${String(owner.pid)} on this machine is at work on project ${existing.project_id}.`
+      : `Project ${existing.project_id} has an active session on this machine that was left behind.`,
+    existing,
+    alive,
+  );
+}

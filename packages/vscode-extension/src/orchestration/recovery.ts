@@ -1,0 +1,217 @@
+/**
+ * Finds what was left behind: by a window of this machine that crashed or was closed, by the command line, or by
+ * another machine that has fallen silent. Another process that lives is never robbed, unless a person says so.
+ */
+import * as vscode from "vscode";
+import { type Api, ApiError, type Session } from "../api/client.js";
+import type { Log } from "../log.js";
+import { presence } from "../processes.js";
+import type { LeftBehind } from "../settings.js";
+import { since } from "../views/words.js";
+import type { OrchestrationRecord } from "./orchestration.js";
+import type { Orchestrations } from "./orchestrations.js";
+import { Refusal } from "./refusal.js";
+import { processOf, titleOf } from "./outline.js";
+
+/** While another process holds a run of this folder, or the API is awaited: how often to look again. */
+const SOON_MS = 3_000;
+/** How often to ask the API about sessions that fell silent. */
+const LATER_MS = 60_000;
+/** A window that reloads leaves its old process alive for a moment; it is no news. */
+const PATIENCE_WITH_OWNERS_MS = 8_000;
+
+export interface RecoverySurroundings {
+  readonly api: () => Api;
+  readonly hasKey: () => Promise<boolean>;
+  readonly machineId: () => string;
+  readonly wish: () => LeftBehind;
+  /** The folders of this window. */
+  readonly workspaces: () => readonly string[];
+  /** The projects that this window's plans belong to. */
+  readonly projects: () => Promise<ReadonlySet<string>>;
+  readonly log: Log;
+}
+
+export class Recovery implements vscode.Disposable {
+  private readonly offered = new Set<string>();
+  /** Runs that a person, or the setting, wants to go on as soon as that is possible. */
+  private readonly wanted = new Set<string>();
+  private readonly firstSeenElsewhere = new Map<string, number>();
+  private timer: NodeJS.Timeout | undefined;
+  private askedApiAt = 0;
+  private looking = false;
+  private disposed = false;
+
+  constructor(
+    private readonly orchestrations: Orchestrations,
+    private readonly around: RecoverySurroundings,
+  ) {}
+
+  dispose(): void {
+    this.disposed = true;
+    clearTimeout(this.timer);
+  }
+
+  /** Looks now, and from then on as often as there is reason to. */
+  async look(): Promise<void> {
+    if (this.looking || this.disposed) {
+      return;
+    }
+    this.looking = true;
+    clearTimeout(this.timer);
+    try {
+      this.orchestrations.reportFinished();
+      await this.lookHere();
+      if (Date.now() - this.askedApiAt >= LATER_MS) {
+        this.askedApiAt = Date.now();
+        await this.lookAtApi();
+      }
+    } catch (error) {
+      this.around.log.debug(`Looking for what was left behind: ${String(error)}`);
+    } finally {
+      this.looking = false;
+      const soon = this.wanted.size > 0 || this.orchestrations.elsewhere(this.around.workspaces()).length > 0;
+      if (!this.isDisposed()) {
+        this.timer = setTimeout(() => void this.look(), soon ? SOON_MS : LATER_MS);
+      }
+    }
+  }
+
+  /** Takes up a run of this machine, and says what came of it. */
+  async continue(run: OrchestrationRecord, force = false): Promise<void> {
+    this.offered.add(run.runId);
+    try {
+      this.orchestrations.showTerminal(await this.orchestrations.continue(run.runId, force));
+      this.wanted.delete(run.runId);
+    } catch (error) {
+      if (error instanceof Refusal) {
+        this.wanted.delete(run.runId);
+        this.around.log.warn(`“${run.title}” is not continued: ${error.message}`);
+        void vscode.window.showWarningMessage(`“${run.title}” is not continued: ${error.message}`);
+        return;
+      }
+      const failure = ApiError.from(error);
+      this.around.log.warn(`“${run.title}” waits for the API before it goes on: ${failure.message}`);
+      if (!this.wanted.has(run.runId)) {
+        this.wanted.add(run.runId);
+        void vscode.window.showInformationMessage(
+          `“${run.title}” will go on as soon as the API has confirmed that nobody else took it over. ` +
+            `At the moment: ${failure.message}.`,
+        );
+        this.timer = setTimeout(() => void this.look(), SOON_MS);
+      }
+    }
+  }
+
+  private async lookHere(): Promise<void> {
+    const workspaces = this.around.workspaces();
+    for (const run of this.orchestrations.leftBehind(workspaces)) {
+      if (this.wanted.has(run.runId)) {
+        await this.continue(run);
+      } else if (!this.offered.has(run.runId)) {
+        this.offered.add(run.runId);
+        this.around.log.info(`“${run.title}” was left behind at ${progress(run)}.`);
+        const wish = this.around.wish();
+        if (wish === "continue") {
+          await this.continue(run);
+        } else if (wish === "ask") {
+          void this.offer(run);
+        }
+      }
+    }
+    const now = Date.now();
+    for (const run of this.orchestrations.elsewhere(workspaces)) {
+      const firstSeen = this.firstSeenElsewhere.get(run.runId) ?? now;
+      this.firstSeenElsewhere.set(run.runId, firstSeen);
+      if (now - firstSeen >= PATIENCE_WITH_OWNERS_MS && !this.offered.has(`elsewhere:${run.runId}`)) {
+        this.offered.add(`elsewhere:${run.runId}`);
+        void this.offerTakeover(run);
+      }
+    }
+  }
+
+  private async offer(run: OrchestrationRecord): Promise<void> {
+    const answer = await vscode.window.showInformationMessage(
+      `“${run.title}” was left behind at ${progress(run)}.`,
+      "Continue",
+      "Not Now",
+    );
+    if (answer === "Continue") {
+      await this.continue(run);
+    }
+  }
+
+  private async offerTakeover(run: OrchestrationRecord): Promise<void> {
+    const answer = await vscode.window.showInformationMessage(
+      `“${run.title}” of this folder is at work in another window, or in one that was closed and lives on.`,
+      "Take Over",
+      "Leave It There",
+    );
+    if (answer === "Take Over") {
+      await this.continue(run, true);
+    }
+  }
+
+  private async lookAtApi(): Promise<void> {
+    if (!(await this.around.hasKey()) || this.around.wish() === "leave") {
+      return;
+    }
+    const projects = await this.around.projects();
+    if (projects.size === 0) {
+      return;
+    }
+    for (const session of await this.abandoned(projects)) {
+      if (!this.offered.has(session.session_id) && !this.isDisposed()) {
+        this.offered.add(session.session_id);
+        void this.offerSession(session);
+      }
+    }
+  }
+
+  /** Sessions of these projects without anybody behind them, those excepted that this machine's runs stand for. */
+  private async abandoned(projects: ReadonlySet<string>): Promise<Session[]> {
+    const api = this.around.api();
+    const known = new Set(this.orchestrations.knownSessions());
+    const here = await api.sessions({ machine_id: this.around.machineId(), status: "active" });
+    const dead = here.filter((session) => {
+      const owner = processOf(session);
+      return owner !== undefined && presence(owner) === "dead";
+    });
+    const silent = await Promise.all(
+      (await api.stalledSessions())
+        .filter(({ project_id, session_id }) => projects.has(project_id) && !known.has(session_id))
+        .map(({ session_id }) => api.session(session_id)),
+    );
+    const found = new Map([...dead, ...silent].map((session) => [session.session_id, session]));
+    return [...found.values()].filter((session) => {
+      const owner = processOf(session);
+      const lives = owner !== undefined && presence(owner) === "alive";
+      return projects.has(session.project_id) && !known.has(session.session_id) && !lives;
+    });
+  }
+
+  private async offerSession(session: Session): Promise<void> {
+    const where = session.machine_id === this.around.machineId() ? "on this machine" : `on ${session.machine_id}`;
+    const silence = since(session.last_heartbeat);
+    this.around.log.info(`Session ${session.session_id} ${where} has been silent for ${silence}.`);
+    const answer = await vscode.window.showInformationMessage(
+      `“${titleOf(session)}” has been silent ${where} for ${silence}. Continue it in this window?`,
+      "Continue Here",
+      "Not Now",
+    );
+    if (answer === "Continue Here") {
+      await vscode.commands.executeCommand("claudeProjects.recover", session.session_id);
+    }
+  }
+
+  private isDisposed(): boolean {
+    return this.disposed;
+  }
+}
+
+function progress(run: OrchestrationRecord): string {
+  const done = run.tasks.filter(({ status }) => status === "completed").length;
+  const next = run.tasks[done];
+  const name = next === undefined ? "" : ` (“${next.name}”)`;
+  return `task ${String(Math.min(done + 1, run.tasks.length))} of ${String(run.tasks.length)}${name}`;
+}

@@ -1,0 +1,16 @@
+import type { Session } from "../api/client.js";
+
+/** Why something cannot be done, in words for the person who asked for it. */
+export class Refusal extends Error {
+  override readonly name = "Refusal";
+
+  constructor(
+    message: string,
+    /** The session that is in the way. */
+    readonly existing?: Session,
+    /** The refusal is a living process's claim on the work, which a person may overrule. */
+    readonly canOverrule = false,
+  ) {
+    super(message);
+  }
+}

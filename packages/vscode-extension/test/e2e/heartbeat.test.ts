@@ -1,0 +1,56 @@
+/** PRD 4.3.b at its real interval: the only test of the extension that waits for minutes to pass. */
+import { setTimeout as delay } from "node:timers/promises";
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { Backend } from "../rig/backend.js";
+import { Editor } from "../rig/editor.js";
+import { Gates, gatedPlan } from "../rig/plans.js";
+import { until } from "../rig/until.js";
+
+let backend: Backend;
+let editor: Editor;
+
+beforeAll(async () => {
+  backend = await Backend.start();
+  editor = await Editor.start({
+    settings: { apiUrl: backend.url },
+    environment: { CLAUDE_PROJECTS_API_KEY: backend.key },
+  });
+});
+
+afterAll(async () => {
+  await editor.stop();
+  await backend.stop();
+});
+
+test(
+  "4.3.b: in three minutes three heartbeats arrive, 60 s ± 5 s apart, each with the current task",
+  { timeout: 300_000 },
+  async () => {
+    const folder = await editor.folder({ "plan.toml": gatedPlan("beats", "Heartbeats", ["long"]) });
+    const window = await editor.open(folder);
+    await window.start("Heartbeats");
+    const session = await until("the session exists", async () => (await backend.sessionsOf("beats"))[0]);
+    const begun = new Date(session.started_at).getTime();
+
+    // The server's own clock: the moment at which each heartbeat was stored.
+    const beats: number[] = [];
+    while (Date.now() < begun + 185_000) {
+      const { last_heartbeat, current_task_id } = await backend.api().session(session.session_id);
+      const at = new Date(last_heartbeat).getTime();
+      if (at > begun + 1_000 && at !== beats.at(-1)) {
+        beats.push(at);
+        expect(current_task_id).toBe((await backend.tasksOf(session.session_id))[0]?.task_id);
+      }
+      await delay(500);
+    }
+    expect(beats).toHaveLength(3);
+    const intervals = beats.map((at, index) => (at - (beats[index - 1] ?? begun)) / 1_000);
+    console.info(`Intervals between heartbeats, seconds: ${intervals.join(", ")}`);
+    for (const interval of intervals) {
+      expect(interval).toBeGreaterThanOrEqual(55);
+      expect(interval).toBeLessThanOrEqual(65);
+    }
+    new Gates(folder).open("long");
+    await until("the session is completed", async () => (await backend.sessionsOf("beats"))[0]?.status === "completed");
+  },
+);

@@ -1,0 +1,245 @@
+/** What people see, in a dark and a light theme. The pictures go to `dist/pictures`, to be looked at. */
+import { mkdirSync } from "node:fs";
+import { join } from "node:path";
+import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+import { Backend } from "../rig/backend.js";
+import { Editor } from "../rig/editor.js";
+import { explain } from "../rig/explain.js";
+import { Gates } from "../rig/plans.js";
+import { until } from "../rig/until.js";
+import type { Window } from "../rig/window.js";
+
+const PICTURES = join(import.meta.dirname, "../../dist/pictures");
+
+const PLAN = `project_id = "acme/webshop"
+name = "Release 2.4"
+
+[[tasks]]
+name = "Run the test suite"
+command = "sh scripts-test.sh"
+github_issue_id = "118"
+
+[[tasks]]
+name = "Write the release notes"
+command = "sh scripts-notes.sh"
+github_issue_id = "121"
+
+[[tasks]]
+name = "Update the changelog"
+command = "until [ -e .open-changelog ]; do sleep 0.1; done"
+
+[[tasks]]
+name = "Tag the release"
+command = ["git", "tag", "v2.4.0"]
+`;
+
+const FILES = {
+  "plan.toml": PLAN,
+  "scripts-test.sh": `echo "collected 214 items"
+echo
+echo "214 passed in 9.41 s"
+until [ -e .open-tests ]; do sleep 0.1; done
+echo tests >> .done
+`,
+  "scripts-notes.sh": `echo "Reading the commits since v2.3.0 ..."
+echo "31 commits by 6 people"
+until [ -e .open-notes ]; do sleep 0.1; done
+`,
+};
+
+let backend: Backend;
+let editor: Editor;
+let window: Window | undefined;
+
+beforeAll(async () => {
+  mkdirSync(PICTURES, { recursive: true });
+  backend = await Backend.start({ STALL_THRESHOLD_MS: "600000" });
+  editor = await Editor.start({
+    settings: { apiUrl: backend.url, heartbeatIntervalSeconds: 2, refreshIntervalSeconds: 2, machineId: "ada-laptop" },
+  });
+});
+
+afterAll(async () => {
+  await editor.stop();
+  await backend.stop();
+});
+
+afterEach(async ({ task }) => {
+  if (task.result?.state === "fail" && window !== undefined) {
+    await explain(window, editor, task.name);
+  }
+  await window?.close();
+  window = undefined;
+});
+
+async function picture(shown: Window, name: string): Promise<void> {
+  // Away from anything that shows something when it is hovered over.
+  await shown.page.mouse.move(700, 789);
+  await shown.screenshot(join(PICTURES, `${name}.png`));
+}
+
+/** Machines and sessions of others, in every state. */
+async function populate(): Promise<void> {
+  const api = backend.api();
+  const session = async (
+    machine: string,
+    title: string,
+    tasks: readonly (readonly [name: string, status: "pending" | "in_progress" | "completed" | "failed" | "blocked"])[],
+  ): Promise<string> => {
+    const { session_id } = await api.createSession({
+      project_id: `acme/${title}`,
+      machine_id: machine,
+      metadata: { title },
+    });
+    for (const [index, [name, status]] of tasks.entries()) {
+      const { task_id } = await api.createTask({
+        session_id,
+        project_id: `acme/${title}`,
+        task_name: name,
+        metadata: { plan: { index, of: tasks.length, definition: { name, command: "true" } } },
+      });
+      if (status !== "pending" && status !== "blocked") {
+        await api.patchTask(task_id, { status: "in_progress" });
+      }
+      if (status === "failed" || status === "completed" || status === "blocked") {
+        await api.patchTask(task_id, { status, ...(status === "failed" ? { error_message: "exit code 2" } : {}) });
+      }
+    }
+    return session_id;
+  };
+  await api.registerMachine("build-01", "build-01", {});
+  await api.registerMachine("build-02", "build-02", {});
+  await session("build-01", "search-index", [
+    ["Collect the documents", "completed"],
+    ["Build the index", "in_progress"],
+    ["Compare with the last one", "pending"],
+  ]);
+  const stalled = await session("build-01", "translations", [
+    ["Extract the messages", "completed"],
+    ["Translate to French", "in_progress"],
+    ["Ask about the glossary", "blocked"],
+  ]);
+  await api.markStalled(stalled);
+  const failed = await session("build-02", "dependency-updates", [
+    ["Update the lock", "completed"],
+    ["Run the tests", "failed"],
+  ]);
+  await api.markFailed(failed, "task “Run the tests” failed: exit code 2");
+  const completed = await session("build-02", "nightly-report", [["Write the report", "completed"]]);
+  await api.patchSession(completed, { status: "completed" });
+}
+
+test("the first start says what to do: set a key, then begin", async () => {
+  const folder = await editor.folder(FILES);
+  window = await editor.open(folder);
+  await window.showView();
+  await window.page.locator(".welcome-view-content", { hasText: "without a valid key" }).waitFor();
+  await picture(window, "welcome-without-key-dark");
+  await window.setKey(backend.key);
+  await window.page.locator(".welcome-view-content", { hasText: "No session has been tracked yet" }).waitFor();
+  await picture(window, "welcome-empty-dark");
+  await window.command("Welcome: Open Walkthrough");
+  await window.pick("First Steps with Claude Projects");
+  await window.page
+    .locator(".getting-started-category", { hasText: "First Steps" })
+    .or(window.page.locator(".gettingStartedContainer", { hasText: "Connect to the API" }))
+    .first()
+    .waitFor();
+  await until("the walkthrough is drawn", async () => (await window?.page.locator(".step-title").count()) === 4);
+  await picture(window, "walkthrough-dark");
+});
+
+test.each([
+  ["dark", "Default Dark Modern"],
+  ["light", "Default Light Modern"],
+])("an orchestration at work among those of others, in a %s theme", async (name, theme) => {
+  if (name === "dark") {
+    await populate();
+  }
+  await editor.configure({}, { "workbench.colorTheme": theme });
+  const folder = await editor.folder({ ...FILES, "plan.toml": PLAN.replace("acme/webshop", `acme/webshop-${name}`) });
+  const gates = new Gates(folder, ".");
+  window = await editor.open(folder);
+  await window.setKey(backend.key);
+  await window.showView();
+  await window.start("Release 2.4");
+  await window.page.locator(".xterm-screen").first().waitFor();
+  gates.open("tests");
+  await until("the first task is done", () => gates.done.length === 1);
+  await window.treeRow("Write the release notes").waitFor();
+  await window.treeRow("translations").click();
+  await until("its tasks are shown", async () => {
+    if (await window?.treeRow("Translate to French").isVisible()) {
+      return true;
+    }
+    await window?.page.keyboard.press("ArrowRight");
+    return false;
+  });
+  await window.treeRow("dependency-updates").waitFor();
+  await until("the tree shows the task at work", async () =>
+    (await window?.treeRow("Write the release notes").getAttribute("aria-label"))?.includes("in progress"),
+  );
+  expect(await window.treeRow("ada-laptop").textContent()).toContain("this machine");
+  expect(await window.treeRow("translations").textContent()).toContain("stalled");
+  expect(await window.treeRow("dependency-updates").textContent()).toContain("failed");
+  await until("the status bar says so", async () => /Release 2\.4\s+task 2\/4/.test((await window?.status()) ?? ""));
+  await picture(window, `running-${name}`);
+
+  if (name === "dark") {
+    await window.treeRow("translations").click({ button: "right" });
+    await window.page.getByRole("menuitem", { name: "Copy Session ID" }).waitFor();
+    await picture(window, "menu-dark");
+    await window.page.keyboard.press("Escape");
+    await window.command("Claude Projects: Show Actions");
+    await window.quickInput("Claude Projects");
+    await picture(window, "actions-dark");
+    await window.page.keyboard.press("Escape");
+    await window.command("Claude Projects: Open Settings");
+    // Most of them belong to the machine, which is a remote one here.
+    await window.page.getByText(/^Remote \[/).click();
+    await window.page.getByText("Heartbeat Interval Seconds").first().waitFor();
+    await picture(window, "settings-dark");
+    await window.command("View: Close All Editors");
+    await window.command("Claude Projects: Show Log");
+    await window.page.getByText("tracks “Release 2.4”").first().waitFor();
+    await picture(window, "log-dark");
+    await window.command("Claude Projects: Show Terminal");
+    await window.page.locator(".terminal-wrapper.active").waitFor();
+  }
+
+  process.kill(window.host, "SIGKILL");
+  await window.notification("was left behind at task 2 of 4").waitFor();
+  // The view is filled again, and the notification has come to rest.
+  await window.treeRow("build-01").waitFor();
+  await window.page.locator(".notification-fade-in-done", { hasText: "was left behind" }).waitFor();
+  await picture(window, `left-behind-${name}`);
+  await window.press("was left behind", "Continue");
+  gates.open("notes", "changelog");
+  // There is no repository here: the last task fails, and its notification says why.
+  await window.notification("Tag the release").waitFor();
+  await picture(window, `failed-${name}`);
+});
+
+test("an API that is away is said, with the last picture of the sessions and the time of the last heartbeat", async () => {
+  const folder = await editor.folder({ ...FILES, "plan.toml": PLAN.replace("acme/webshop", "acme/offline") });
+  window = await editor.open(folder);
+  await window.setKey(backend.key);
+  await window.showView();
+  await window.start("Release 2.4");
+  await window.treeRow("Run the test suite").waitFor();
+  await backend.kill();
+  try {
+    await window.page
+      .locator(".tree-explorer-viewlet-tree-view .message", { hasText: "does not answer" })
+      .first()
+      .waitFor();
+    await until("the status bar says so", async () => (await window?.status())?.includes("API away"));
+    await picture(window, "offline");
+  } finally {
+    await backend.up();
+  }
+  await until(
+    "the status bar is calm again",
+    async () => !((await window?.status()) ?? "API away").includes("API away"),
+  );
+});
