@@ -1,0 +1,60 @@
+/** What a deployment is told from outside, read and checked in one place before anything is declared. */
+import { problems } from "./preflight.mjs";
+
+export interface Settings {
+  readonly stage: string;
+  readonly region: string;
+  /** The public name; without one (every stage but prod, by default) callers use the address of the HTTP API. */
+  readonly domain?: string;
+  readonly alarmEmail?: string;
+  /** The commit that is deployed, logged at start. */
+  readonly release: string;
+  /** Where infra/package.py has put the function's code. */
+  readonly bundle: string;
+  readonly secrets: Readonly<Record<SecretName, string>>;
+  readonly environment: Readonly<Record<string, string>>;
+}
+
+/** Linked to the function and so encrypted in its package; they never stand in its configuration. */
+export const SECRETS = { MONGODB_URI: "MongodbUri", API_KEYS: "ApiKeys" } as const;
+type SecretName = keyof typeof SECRETS;
+
+/** Passed on to the server where the operator has set them; what is not set has the server's own default. */
+const PASSED_ON = [
+  "MONGODB_DATABASE",
+  "RATE_LIMIT_PER_MINUTE",
+  "RATE_LIMIT_STORAGE_URI",
+  "REQUEST_TIMEOUT_MS",
+  "DB_TIMEOUT_MS",
+  "CORS_ORIGINS",
+] as const;
+
+export function readSettings(stage: string, env: NodeJS.ProcessEnv): Settings {
+  const found = problems(stage, env);
+  if (found.length > 0) throw new Error(`ConfigurationError: ${found.join("; ")}`);
+
+  const passedOn = PASSED_ON.flatMap((name) => (env[name] ? [[name, env[name]!]] : []));
+  const release = env.RELEASE || "unknown";
+  const domain = env.DOMAIN || (stage === "prod" ? "claude-projects.truapi.com" : undefined);
+  return {
+    stage,
+    region: env.AWS_REGION || "us-east-1",
+    domain,
+    alarmEmail: env.ALARM_EMAIL?.trim() || undefined,
+    release,
+    bundle: env.LAMBDA_BUNDLE || ".cache/lambda/bundle",
+    secrets: { MONGODB_URI: env.MONGODB_URI!.trim(), API_KEYS: env.API_KEYS!.trim() },
+    environment: {
+      ...Object.fromEntries(passedOn),
+      ENVIRONMENT: stage === "prod" ? "production" : stage,
+      LOG_LEVEL: env.LOG_LEVEL || "info",
+      STALL_THRESHOLD_MS: env.STALL_THRESHOLD_MS || "180000",
+      RETENTION_DAYS: env.RETENTION_DAYS || "30",
+      // A timer inside a function does not run between two calls: EventBridge keeps the time (schedules.ts).
+      SCHEDULER: "off",
+      RELEASE: release,
+      // Where CloudFront stands in front (edge.ts), the caller's address is the one that CloudFront has seen.
+      ...(domain === undefined ? {} : { VIEWER_ADDRESS_HEADER: "cloudfront-viewer-address" }),
+    },
+  };
+}

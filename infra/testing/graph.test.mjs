@@ -1,0 +1,377 @@
+/**
+ * What the requirements say of the deployment, held against the graph that SST's own components declare.
+ * Every property comes with a fault: the same check, on the stack with that fault in it, has to fail.
+ */
+import assert from "node:assert/strict";
+import { execFile } from "node:child_process";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, test } from "node:test";
+import { promisify } from "node:util";
+
+const SECRET_URI = "mongodb://someone:a-password@db.example/";
+const SECRET_KEY = "11111111-2222-4333-8444-555555555555";
+const ENVIRONMENT = {
+  PATH: process.env.PATH,
+  HOME: process.env.HOME,
+  MONGODB_URI: SECRET_URI,
+  API_KEYS: SECRET_KEY,
+  ALARM_EMAIL: "operator@example.com",
+  LAMBDA_BUNDLE: mkdtempSync(join(tmpdir(), "bundle-")),
+};
+writeFileSync(join(ENVIRONMENT.LAMBDA_BUNDLE, "placeholder.py"), "");
+after(() => rmSync(ENVIRONMENT.LAMBDA_BUNDLE, { recursive: true, force: true }));
+
+async function evaluate(stage, { env = {}, faults = [] } = {}) {
+  const file = join(ENVIRONMENT.LAMBDA_BUNDLE, "..", `faults-${process.pid}-${Math.random()}.json`);
+  writeFileSync(file, JSON.stringify(faults));
+  try {
+    const { stdout } = await promisify(execFile)(
+      process.execPath,
+      [join(import.meta.dirname, "evaluate.mjs"), stage, "--faults", file],
+      { env: { ...ENVIRONMENT, ...env }, maxBuffer: 1 << 26 },
+    );
+    return new Graph(JSON.parse(stdout));
+  } finally {
+    rmSync(file, { force: true });
+  }
+}
+
+class Graph {
+  constructor({ app, outputs, resources }) {
+    Object.assign(this, { app, outputs, resources });
+  }
+  all(type) {
+    return this.resources.filter((resource) => resource.type.endsWith(`:${type}`));
+  }
+  one(type, name) {
+    const found = this.all(type).filter((resource) => name === undefined || resource.name === name);
+    assert.equal(found.length, 1, `${type} ${name ?? ""}: ${found.length} found`);
+    return found[0].inputs;
+  }
+  get function() {
+    return this.one("Function", "ServerFunction");
+  }
+  get distribution() {
+    return this.one("Distribution");
+  }
+  alarm(name) {
+    const alarm = this.one("MetricAlarm", name);
+    const topic = this.one("Topic", "Alarms");
+    assert.ok(topic && alarm.alarmActions.some((arn) => arn.startsWith("arn:aws:sns:")), `${name} tells nobody`);
+    return alarm;
+  }
+}
+
+const actions = (policy) => JSON.parse(policy).Statement.flatMap((statement) => statement.Action);
+const schedule = (graph, name) => {
+  const { scheduleExpression, target, state } = graph.one("Schedule", `${name}Schedule`);
+  assert.equal(state, "ENABLED");
+  assert.equal(target.arn, graph.outputs.functionArn);
+  return [scheduleExpression, JSON.parse(target.input).job];
+};
+
+/** [what the requirement says, the check, the fault that it has to notice] */
+const PROPERTIES = [
+  ["the function has 512 MB", (g) => assert.equal(g.function.memorySize, 512),
+    ["infra/function.ts", '"512 MB"', '"256 MB"']],
+  ["the function has 30 seconds", (g) => assert.equal(g.function.timeout, 30),
+    ["infra/function.ts", '"30 seconds"', '"20 seconds"']],
+  ["the function runs on Python 3.13", (g) => assert.equal(g.function.runtime, "python3.13"),
+    ["infra/function.ts", '"python3.13"', '"python3.12"']],
+  ["the function runs on arm64", (g) => assert.deepEqual(g.function.architectures, ["arm64"]),
+    ["infra/function.ts", '"arm64"', '"x86_64"']],
+  ["the handler is the one in aws.py", (g) => assert.equal(g.function.handler, "state_tracking_api/aws.handler"),
+    ["infra/function.ts", "state_tracking_api/aws.handler", "state_tracking_api/aws.main"]],
+  ["ENVIRONMENT is production", (g) => assert.equal(g.function.environment.variables.ENVIRONMENT, "production"),
+    ["infra/settings.ts", '"production"', '"development"']],
+  ["LOG_LEVEL is info", (g) => assert.equal(g.function.environment.variables.LOG_LEVEL, "info"),
+    ["infra/settings.ts", '"info"', '"debug"']],
+  ["STALL_THRESHOLD_MS is 180000", (g) => assert.equal(g.function.environment.variables.STALL_THRESHOLD_MS, "180000"),
+    ["infra/settings.ts", '"180000"', '"18000"']],
+  ["RETENTION_DAYS is 30", (g) => assert.equal(g.function.environment.variables.RETENTION_DAYS, "30"),
+    ["infra/settings.ts", '|| "30"', '|| "3"']],
+  ["the server's own scheduler is off", (g) => assert.equal(g.function.environment.variables.SCHEDULER, "off"),
+    ["infra/settings.ts", 'SCHEDULER: "off"', 'SCHEDULER: "on"']],
+  ["the function logs the address that the edge has seen",
+    (g) => assert.equal(g.function.environment.variables.VIEWER_ADDRESS_HEADER, "cloudfront-viewer-address"),
+    ["infra/settings.ts", '"cloudfront-viewer-address"', '"x-forwarded-for"']],
+  ["no secret stands in the function's configuration",
+    (g) => {
+      const configuration = JSON.stringify(g.function);
+      assert.ok(!configuration.includes(SECRET_URI) && !configuration.includes(SECRET_KEY));
+      assert.equal(g.function.environment.variables.SST_KEY_FILE, "resource.enc");
+    },
+    ["infra/function.ts", "environment: { ...settings.environment }", "environment: { ...settings.environment, ...settings.secrets }"]],
+  ["the function may write to its own log group and nothing else",
+    (g) => {
+      const role = g.one("Role", "ServerRole");
+      assert.deepEqual(role.managedPolicyArns, []);
+      assert.equal(role.inlinePolicies.length, 1);
+      const [{ policy }] = role.inlinePolicies;
+      assert.deepEqual(actions(policy), ["logs:CreateLogStream", "logs:PutLogEvents"]);
+      assert.match(JSON.parse(policy).Statement[0].Resource, /:log-group:\/aws\/lambda\/state-tracking-api-prod:\*$/);
+    },
+    ["infra/function.ts", "args.managedPolicyArns = []", "void args.managedPolicyArns"]],
+  ["only Lambda may assume the function's role",
+    (g) => {
+      const policy = g.one("Role", "ServerRole").assumeRolePolicy;
+      assert.deepEqual((typeof policy === "string" ? JSON.parse(policy) : policy).Statement.map((s) => s.Principal), [
+        { Service: "lambda.amazonaws.com" },
+      ]);
+    },
+    ["infra/function.ts", "args.assumeRolePolicy =", "void"]],
+  ["each schedule may invoke this function only",
+    (g) => {
+      const roles = g.all("Role").filter((role) => role.name !== "ServerRole");
+      assert.equal(roles.length, 6);
+      for (const { inputs } of roles) {
+        const [{ Action, Resource }] = JSON.parse(inputs.inlinePolicies[0].policy).Statement;
+        assert.deepEqual([Action, Resource], [["lambda:InvokeFunction"], [g.outputs.functionArn]]);
+      }
+    },
+    ["infra/schedules.ts", "function: fn.arn", "function: $interpolate`${fn.arn}2`"]],
+  ["the log group has the name that the requirements give it",
+    (g) => assert.equal(g.one("LogGroup", "ServerLogGroup").name, "/aws/lambda/state-tracking-api-prod"),
+    ["infra/function.ts", "`state-tracking-api-${stage}`", "`tracking-${stage}`"]],
+  ["the function's logs are kept for 30 days", (g) => assert.equal(g.one("LogGroup", "ServerLogGroup").retentionInDays, 30),
+    ["infra/function.ts", '"1 month"', '"1 week"']],
+  ["access logs are written and kept for 30 days",
+    (g) => {
+      const group = g.one("LogGroup", "ApiAccessLog");
+      assert.equal(group.retentionInDays, 30);
+      const { destinationArn, format } = g.one("Stage").accessLogSettings;
+      assert.ok(destinationArn.endsWith(group.name));
+      const line = JSON.parse(format.replace(/":\$context[.\w]+/g, '":1'));
+      for (const field of ["requestId", "path", "status", "responseLatency", "lambdaRequestId"]) assert.ok(field in line);
+    },
+    ["infra/api.ts", 'retention: "1 month"', 'retention: "3 days"']],
+  ["the gateway is an HTTP API", (g) => assert.equal(g.one("Api").protocolType, "HTTP"),
+    ["infra/api.ts", "args.description =", 'args.protocolType = "WEBSOCKET"; args.description =']],
+  ["CORS, preflights included, is the server's: the gateway adds nothing and passes OPTIONS on",
+    (g) => {
+      assert.deepEqual(g.one("Api").corsConfiguration, {});
+      assert.equal(g.one("Route").routeKey, "$default");
+      const integration = g.one("Integration");
+      assert.equal(integration.integrationUri, g.outputs.functionArn);
+      assert.equal(integration.payloadFormatVersion, "2.0");
+    },
+    ["infra/api.ts", "cors: false", "cors: true"]],
+  ["requests are throttled before they reach the account's limits",
+    (g) => assert.deepEqual(
+      [g.one("Stage").defaultRouteSettings.throttlingBurstLimit, g.one("Stage").defaultRouteSettings.throttlingRateLimit],
+      [200, 100]),
+    ["infra/api.ts", "throttlingBurstLimit: 200", "throttlingBurstLimit: 5000"]],
+  ["with a domain, the gateway's own address is closed", (g) => assert.equal(g.one("Api").disableExecuteApiEndpoint, true),
+    ["infra/api.ts", "settings.domain !== undefined", "false"]],
+  ["the domain is claude-projects.truapi.com, at the edge and at the gateway",
+    (g) => {
+      assert.deepEqual(g.distribution.aliases, ["claude-projects.truapi.com"]);
+      assert.equal(g.one("DomainName").domainName, "claude-projects.truapi.com");
+      assert.equal(g.one("ApiMapping").apiId, g.one("Stage").apiId);
+      assert.equal(g.outputs.url, "https://claude-projects.truapi.com");
+    },
+    ["infra/settings.ts", "claude-projects.truapi.com", "projects.truapi.com"]],
+  ["the certificate is ordered for the domain and validated by DNS",
+    (g) => {
+      const certificate = g.one("Certificate", "RegionalSslCertificate");
+      assert.equal(certificate.domainName, "claude-projects.truapi.com");
+      assert.equal(certificate.validationMethod, "DNS");
+      assert.equal(g.one("CertificateValidation").certificateArn, g.distribution.viewerCertificate.acmCertificateArn);
+      assert.equal(g.one("Record", "RegionalSslCNAMERecordCheckclaudeprojectstruapicom").type, "CNAME");
+    },
+    ["infra/edge.ts", "{ domainName: domain, dns:", '{ domainName: "elsewhere.example", dns:']],
+  ["DNS has address records for the domain",
+    (g) => assert.deepEqual(
+      g.all("Record").filter(({ inputs }) => inputs.name === "claude-projects.truapi.com").map(({ inputs }) => inputs.type).sort(),
+      ["A", "AAAA"]),
+    ["infra/edge.ts", "{ name: domain, dns,", "{ name: domain, dns: false,"]],
+  ["TLS is at least 1.2, from the caller, to the gateway and at the gateway",
+    (g) => {
+      assert.equal(g.distribution.viewerCertificate.minimumProtocolVersion, "TLSv1.2_2021");
+      assert.deepEqual(g.distribution.origins[0].customOriginConfig.originSslProtocols, ["TLSv1.2"]);
+      assert.equal(g.distribution.origins[0].customOriginConfig.originProtocolPolicy, "https-only");
+      assert.equal(g.one("DomainName").domainNameConfiguration.securityPolicy, "TLS_1_2");
+    },
+    ["infra/edge.ts", '["TLSv1.2"]', '["TLSv1", "TLSv1.2"]']],
+  ["HTTP is redirected to HTTPS",
+    (g) => assert.equal(g.distribution.defaultCacheBehavior.viewerProtocolPolicy, "redirect-to-https"),
+    ["infra/edge.ts", "redirect-to-https", "allow-all"]],
+  ["the edge caches nothing and passes every method, the Host and the caller's address on",
+    (g) => {
+      const behavior = g.distribution.defaultCacheBehavior;
+      assert.equal(behavior.cachePolicyId, "4135ea2d-6df8-44a3-9df3-4b5a84be39ad");
+      assert.equal(behavior.originRequestPolicyId, "33f36d7e-f396-46d9-90e0-52428a34d9dc");
+      assert.ok(["DELETE", "OPTIONS", "PATCH", "POST"].every((method) => behavior.allowedMethods.includes(method)));
+    },
+    ["infra/edge.ts", "4135ea2d-6df8-44a3-9df3-4b5a84be39ad", "658327ea-f89d-4fab-a63d-7e88639e58f6"]],
+  ["the edge waits longer than the function runs",
+    (g) => assert.ok(g.distribution.origins[0].customOriginConfig.originReadTimeout > g.function.timeout),
+    ["infra/edge.ts", "originReadTimeout: 35", "originReadTimeout: 10"]],
+  ["stalls are looked for every minute", (g) => assert.deepEqual(schedule(g, "DetectFailures"), ["rate(1 minute)", "detect-failures"]),
+    ["infra/schedules.ts", 'job: "detect-failures", schedule: "rate(1 minute)"', 'job: "detect-failures", schedule: "rate(5 minutes)"']],
+  ["cleanup runs daily at 2:00 UTC", (g) => assert.deepEqual(schedule(g, "Cleanup"), ["cron(0 2 * * ? *)", "cleanup"]),
+    ["infra/schedules.ts", "cron(0 2 * * ? *)", "cron(0 3 * * ? *)"]],
+  ["silent machines are looked for every minute",
+    (g) => assert.deepEqual(schedule(g, "MarkMachinesOffline"), ["rate(1 minute)", "mark-machines-offline"]),
+    ["infra/schedules.ts", '"mark-machines-offline"', '"machines"']],
+  ["abandoned sessions are looked for every ten minutes, consistency is checked every hour",
+    (g) => assert.deepEqual([schedule(g, "FailAbandoned"), schedule(g, "CheckConsistency")],
+      [["rate(10 minutes)", "fail-abandoned"], ["rate(1 hour)", "check-consistency"]]),
+    ["infra/schedules.ts", "rate(1 hour)", "rate(1 day)"]],
+  ["health is reported every minute", (g) => assert.deepEqual(schedule(g, "ReportHealth"), ["rate(1 minute)", "report-health"]),
+    ["infra/schedules.ts", '"report-health"', '"report"']],
+  ["ERROR lines are counted",
+    (g) => {
+      const filter = g.one("LogMetricFilter");
+      assert.equal(filter.pattern, '{ $.level = "ERROR" }');
+      assert.equal(filter.logGroupName, g.outputs.logGroup);
+      const alarm = g.alarm("LoggedErrors");
+      assert.deepEqual([alarm.namespace, alarm.metricName],
+        [filter.metricTransformation.namespace, filter.metricTransformation.name]);
+    },
+    ["infra/alarms.ts", '{ $.level = "ERROR" }', "ERROR"]],
+  ["an error rate above 5 % over 5 minutes is an alarm",
+    (g) => {
+      const alarm = g.alarm("ErrorRate");
+      assert.equal(alarm.threshold, 5);
+      assert.deepEqual(alarm.metricQueries.flatMap(({ metric }) => (metric ? [[metric.metricName, metric.period]] : [])),
+        [["5xx", 300], ["Count", 300]]);
+    },
+    ["infra/alarms.ts", "threshold: 5,\n    metricQueries", "threshold: 50,\n    metricQueries"]],
+  ["crashes and throttles of the function are alarms",
+    (g) => {
+      for (const [name, metric] of [["FunctionErrors", "Errors"], ["Throttles", "Throttles"]]) {
+        const alarm = g.alarm(name);
+        assert.deepEqual([alarm.namespace, alarm.metricName, alarm.dimensions.FunctionName], ["AWS/Lambda", metric, g.function.name]);
+      }
+    },
+    ["infra/alarms.ts", '"Throttles",\n    dimensions', '"Throttle",\n    dimensions']],
+  ["latency past the targets is an alarm: 1 s for all, 500 ms for heartbeats, at the 95th percentile",
+    (g) => {
+      const [all, heartbeats] = [g.alarm("Latency"), g.alarm("HeartbeatLatency")];
+      assert.deepEqual([all.threshold, all.extendedStatistic, heartbeats.threshold, heartbeats.extendedStatistic],
+        [1000, "p95", 500, "p95"]);
+    },
+    ["infra/alarms.ts", "threshold: 500,", "threshold: 5000,"]],
+  ["/health failing for more than 2 minutes is an alarm, asked from outside",
+    (g) => {
+      const check = g.one("HealthCheck");
+      assert.deepEqual([check.type, check.fqdn, check.resourcePath], ["HTTPS", "claude-projects.truapi.com", "/health"]);
+      const alarm = g.alarm("HealthAlarm");
+      assert.deepEqual([alarm.namespace, alarm.period * alarm.evaluationPeriods, alarm.treatMissingData],
+        ["AWS/Route53", 120, "breaching"]);
+    },
+    ["infra/alarms.ts", 'resourcePath: "/health"', 'resourcePath: "/"']],
+  ["a database error in the detailed health is an alarm, and so is its silence",
+    (g) => {
+      const alarm = g.alarm("Database");
+      assert.deepEqual([alarm.metricName, alarm.comparisonOperator, alarm.threshold, alarm.treatMissingData],
+        ["DatabaseUp", "LessThanThreshold", 1, "breaching"]);
+    },
+    ["infra/alarms.ts", 'treatMissingData: "breaching",\n  };', 'treatMissingData: "ignore",\n  };']],
+  ["jobs that no longer run are an alarm",
+    (g) => assert.equal(g.alarm("StaleJobs").metricName, "BackgroundJobsUp"),
+    ["infra/alarms.ts", '"BackgroundJobsUp"', '"JobsUp"']],
+  ["the operator is subscribed to the alarms",
+    (g) => assert.deepEqual(
+      [g.one("TopicSubscription").protocol, g.one("TopicSubscription").endpoint], ["email", "operator@example.com"]),
+    ["infra/alarms.ts", 'protocol: "email"', 'protocol: "sms"']],
+  ["the dashboard is valid JSON and shows requests, latency, sessions, health and errors",
+    (g) => {
+      const { widgets } = JSON.parse(g.one("Dashboard").dashboardBody);
+      const shown = JSON.stringify(widgets);
+      for (const metric of ["Count", "5xx", "Latency", "HeartbeatLatency", "ActiveSessions", "StalledSessions", "DatabaseUp", "ErrorLines-prod"])
+        assert.ok(shown.includes(`"${metric}"`), metric);
+    },
+    ["infra/dashboard.ts", '"StalledSessions"', '"Stalled"']],
+  ["the outputs name address, function, log group and region",
+    (g) => {
+      assert.match(g.outputs.endpoint, /^https:\/\/.*execute-api/);
+      assert.match(g.outputs.functionArn, /^arn:aws:lambda:us-east-1:\d+:function:state-tracking-api-prod$/);
+      assert.equal(g.outputs.logGroup, g.one("LogGroup", "ServerLogGroup").name);
+      assert.equal(g.outputs.region, "us-east-1");
+    },
+    ["sst.config.ts", "functionArn: fn.arn", "functionArn: fn.name"]],
+  ["prod is protected and its data retained",
+    (g) => assert.deepEqual([g.app.protect, g.app.removal], [true, "retain"]),
+    ["sst.config.ts", 'removal: production ? "retain" : "remove"', 'removal: "remove"']],
+];
+
+test("the production stack", async (t) => {
+  const graph = await evaluate("prod");
+  for (const [name, check] of PROPERTIES) await t.test(name, () => check(graph));
+});
+
+/**
+ * Faults are seeded several at a time: properties stand in a grid, and a stack is evaluated for each row and each column.
+ * In each, the checks of the seeded faults have to fail and all others to pass. Two properties share at most one group,
+ * so a check that fails in both of its groups and passes in all others notices its own fault and no other one.
+ * A fault that is meant to show in several checks is seeded alone, and only its own check is asked.
+ */
+const ALONE = ["`state-tracking-api-${stage}`", "claude-projects.truapi.com", "function: fn.arn", "functionArn: fn.arn"];
+const alone = PROPERTIES.filter(([, , fault]) => ALONE.includes(fault[1]));
+const together = PROPERTIES.filter((property) => !alone.includes(property));
+const width = Math.ceil(Math.sqrt(together.length));
+const groups = [
+  ...alone.map((property) => [property]),
+  ...[...Array(width).keys()].flatMap((n) => [
+    together.filter((_, index) => Math.floor(index / width) === n),
+    together.filter((_, index) => index % width === n),
+  ]),
+].filter((group) => group.length > 0);
+
+for (const [number, group] of groups.entries())
+  test(`seeded faults are noticed, each by its own check (${number + 1} of ${groups.length})`, async () => {
+    const faults = group.map(([, , [file, from, to]]) => ({ file, from, to }));
+    const faulty = await evaluate("prod", { faults });
+    for (const [name, check] of group) assert.throws(() => check(faulty), assert.AssertionError, `not noticed: ${name}`);
+    const others = group.length > 1 ? together.filter((property) => !group.includes(property)) : [];
+    for (const [name, check] of others) assert.doesNotThrow(() => check(faulty), `noticed by mistake: ${name}`);
+  });
+
+test("the dev stack has no domain, is open at the gateway's address and can be removed", async () => {
+  const graph = await evaluate("dev", { env: { ALARM_EMAIL: "" } });
+  assert.deepEqual([graph.app.protect, graph.app.removal], [false, "remove"]);
+  assert.equal(graph.all("Distribution").length, 0);
+  assert.equal(graph.one("Api").disableExecuteApiEndpoint, false);
+  assert.equal(graph.function.environment.variables.ENVIRONMENT, "dev");
+  assert.equal(graph.outputs.url, graph.outputs.endpoint);
+  assert.equal(graph.all("TopicSubscription").length, 0);
+  // Nothing overwrites that header there: whoever calls could choose the address in the log.
+  assert.equal(graph.function.environment.variables.VIEWER_ADDRESS_HEADER, undefined);
+});
+
+test("prod can be removed by an operator who says so", async () => {
+  assert.equal((await evaluate("prod", { env: { REMOVE_PROTECTED: "prod" } })).app.protect, false);
+});
+
+test("in another region, the edge's certificate and the health alarm with its topic stay in us-east-1", async () => {
+  const graph = await evaluate("prod", { env: { AWS_REGION: "eu-central-1" } });
+  assert.match(graph.distribution.viewerCertificate.acmCertificateArn, /^arn:aws:acm:us-east-1:/);
+  assert.match(graph.one("DomainName").domainNameConfiguration.certificateArn, /^arn:aws:acm:eu-central-1:/);
+  assert.deepEqual(graph.all("TopicSubscription").map(({ name }) => name).sort(), ["AlarmsEmail", "HealthAlarmsEmail"]);
+  const alarm = graph.all("MetricAlarm").find(({ name }) => name === "HealthAlarm");
+  assert.match(alarm.provider, /Virginia/);
+  assert.ok(graph.all("Record").every(({ inputs }) => inputs.allowOverwrite === true));
+});
+
+test("a missing variable stops the evaluation before anything is declared, and is named", async () => {
+  const failed = await evaluate("prod", { env: { MONGODB_URI: "", API_KEYS: "", ALARM_EMAIL: "" } }).catch((error) => error);
+  assert.equal(failed.code, 1);
+  assert.match(failed.stderr, /ConfigurationError: MONGODB_URI is missing.*API_KEYS is missing.*ALARM_EMAIL is missing/);
+});
+
+test("a malformed secret stops the evaluation without being shown", async () => {
+  const failed = await evaluate("prod", { env: { MONGODB_URI: "postgres://a-secret", API_KEYS: "a-secret" } }).catch((error) => error);
+  assert.match(failed.stderr, /MONGODB_URI is not a MongoDB connection string.*API_KEYS has an entry that is not a UUID v4/);
+  assert.doesNotMatch(failed.stderr, /a-secret/);
+});
+
+test("an invalid configuration fails with a message that names the place", async () => {
+  const faults = [{ file: "infra/api.ts", from: 'api.route("$default"', to: 'api.route("EVERY /thing"' }];
+  const failed = await evaluate("prod", { faults }).catch((error) => error);
+  assert.equal(failed.code, 1);
+  assert.match(failed.stderr, /Invalid method EVERY in route/);
+});

@@ -1,0 +1,426 @@
+"""The function as it would be deployed, under AWS's runtime client, on a real database."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from pymongo import MongoClient
+
+from aws.lambda_harness import KEY, Event, Function, Outcome, Package, Start, http_event
+from state_tracking_api.embedded import Mongod, free_port
+from state_tracking_api.jobs import JOBS
+
+# The first test waits for the package: dependencies are fetched, everything is compiled.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+Mongo = MongoClient[dict[str, Any]]
+Call = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module")
+def function(instances: Start) -> Function:
+    """An instance that most tests share; what they want to find, they make."""
+    return instances()
+
+
+@pytest.fixture(scope="module")
+def call(function: Function) -> Call:
+    """`call(method, path, body)` with the key, on the shared instance."""
+    return caller(function)
+
+
+def caller(function: Function, key: str = KEY) -> Call:
+    """`call(method, path, body)` on an instance."""
+
+    def request(method: str, path: str, body: object = None, **more: Any) -> Outcome:
+        headers = {"X-API-Key": key, **more.pop("headers", {})}
+        return function.invoke(http_event(method, path, body, headers=headers, **more))
+
+    return request
+
+
+def session(project: str = "project") -> dict[str, str]:
+    """A body for POST /api/sessions that collides with no other."""
+    return {"project_id": project, "machine_id": f"machine-{uuid4()}"}
+
+
+def test_every_kind_of_endpoint_answers(call: Call) -> None:
+    assert call("GET", "/health").json["status"] == "ok"
+    assert call("GET", "/health/detailed").json["dependencies"]["database"]["connected"] is True
+    assert call("GET", "/api/docs").json["openapi"].startswith("3.1")
+    assert "<html" in call("GET", "/api/docs", headers={"Accept": "text/html"}).text
+    page = call("GET", "/dashboard", headers={"Accept": "text/html"})
+    assert (page.status, page.headers["content-type"].partition(";")[0]) == (200, "text/html")
+    scripts = re.findall(r'src="(/dashboard/[^"]+\.js)"', page.text)
+    assert [call("GET", script).status for script in scripts] == [200] * len(scripts) != []
+    body = session()
+    machine = call(
+        "POST", "/api/machines", {"hostname": "host", "docker_slots": [1], "machine_id": body["machine_id"]}
+    )
+    assert machine.status == 201
+    made = call("POST", "/api/sessions", body)
+    assert made.status == 201
+    path = f"/api/sessions/{made.json['session_id']}"
+    assert call("GET", path).json["project_id"] == "project"
+    assert call("POST", f"{path}/heartbeat").status == 200
+    task = call(
+        "POST",
+        "/api/tasks",
+        {"session_id": made.json["session_id"], "project_id": "project", "task_name": "one"},
+    )
+    assert task.status == 201
+    assert call("PATCH", f"/api/tasks/{task.json['task_id']}", {"status": "in_progress"}).status == 200
+    listed = call("GET", "/api/sessions", query={"project_id": "project", "limit": "1"})
+    assert (len(listed.json["sessions"]), listed.json["limit"]) == (1, 1)
+    assert call("POST", f"{path}/mark-failed", {"error_message": "gone"}).json["status"] == "failed"
+    assert call("POST", f"{path}/recover", {"new_machine_id": "another"}).status == 201
+    assert call("DELETE", path).status == 204
+
+
+def test_an_event_with_every_field_that_aws_documents_is_understood(function: Function) -> None:
+    """As AWS's example of payload format 2.0: base64, cookies, an authorizer, parameters, stage variables."""
+    event = http_event("POST", "/api/sessions", headers={"X-API-Key": KEY, "Header2": "value1,value2"})
+    certificate = {
+        "clientCertPem": "CERT_CONTENT",
+        "subjectDN": "www.example.com",
+        "validity": {"notAfter": ""},
+    }
+    event["requestContext"] |= {
+        "authentication": {"clientCert": certificate},
+        "authorizer": {"jwt": {"claims": {"claim1": "value1"}, "scopes": ["scope1"]}},
+    }
+    event |= {
+        "cookies": ["cookie1", "cookie2"],
+        "queryStringParameters": None,
+        "pathParameters": {"parameter1": "value1"},
+        "stageVariables": {"stageVariable1": "value1"},
+        "isBase64Encoded": True,
+        "body": base64.b64encode(
+            json.dumps({**session(), "metadata": {"name": "Größe ✓"}}).encode()
+        ).decode(),
+    }
+    made = function.invoke(event)
+    assert made.status == 201, made.text
+    assert made.json["metadata"] == {"name": "Größe ✓"}
+
+
+# What other ways of running the server need, or other requests than the first.
+NOT_AT_START = {
+    *(
+        "uvicorn",
+        "uvloop",
+        "httptools",
+        "httpx",
+        "redis",
+        "dns",
+        "multiprocessing",
+        "unittest",
+        "jinja2",
+        "yaml",
+    ),
+    *(
+        "fastapi_swagger",
+        "state_tracking_api.cli",
+        "state_tracking_api.server",
+        "state_tracking_api.embedded",
+    ),
+}
+
+
+def test_nothing_is_imported_for_the_first_request_that_it_does_not_need(instances: Start) -> None:
+    function = instances(PYTHONPROFILEIMPORTTIME="1")
+    assert caller(function)("POST", "/api/sessions", session()).status == 201
+    imported = set(re.findall(r"import time:\s+\d+ \|\s+\d+ \|\s+(\S+)", function.log))
+    assert {"pymongo", "fastapi"} <= imported
+    assert imported & NOT_AT_START == set()
+
+
+def test_metrics_say_that_they_are_one_instances(call: Call) -> None:
+    answer = call("GET", "/metrics")
+    assert answer.status == 200
+    assert answer.text.startswith("# Counters and histograms are this one instance's")
+    assert "\nactive_sessions_count " in answer.text
+
+
+def test_a_preflight_is_answered_by_the_function_with_the_request_id(function: Function) -> None:
+    asked = {"Origin": "vscode-webview://x", "Access-Control-Request-Method": "POST"}
+    answer = function.invoke(http_event("OPTIONS", "/api/sessions", headers=asked))
+    assert answer.status == 200
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert UUID(answer.headers["x-request-id"]).version == 4
+
+
+def test_production_answers_carry_hsts(call: Call) -> None:
+    assert "max-age=" in call("GET", "/health").headers["strict-transport-security"]
+
+
+def test_the_start_is_logged_with_environment_and_release(function: Function, call: Call) -> None:
+    call("GET", "/health")
+    (started,) = function.logged(message="Function started, ENVIRONMENT=production")
+    assert started["level"] == "INFO"
+    assert started["context"]["release"] == "0123abc"
+    assert function.logged(message="Database is set up")
+
+
+def test_the_secrets_come_from_the_package_and_not_from_the_configuration(package: Package) -> None:
+    configured = json.dumps(package.function)
+    assert "mongodb" not in configured
+    assert KEY not in configured
+
+
+def test_the_log_has_the_callers_address_and_not_the_edges(instances: Start) -> None:
+    function = instances()
+    for header, address in {
+        "198.51.100.10:46532": "198.51.100.10",
+        "2001:db8::7:46532": "2001:db8::7",
+    }.items():
+        headers = {"X-API-Key": str(uuid4()), "CloudFront-Viewer-Address": header}
+        assert function.invoke(http_event("GET", "/api/sessions", headers=headers)).status == 401
+        assert function.logged(message="Authentication failed", address=address)
+
+
+def test_without_an_edge_the_callers_address_is_the_gateways_word_for_it(instances: Start) -> None:
+    function = instances(VIEWER_ADDRESS_HEADER="")
+    headers = {"X-API-Key": str(uuid4()), "CloudFront-Viewer-Address": "198.51.100.99:1"}
+    function.invoke(http_event("GET", "/api/sessions", headers=headers, source="203.0.113.99"))
+    assert function.logged(message="Authentication failed", address="203.0.113.99")
+    assert not [line for line in function.lines if "198.51.100.99" in line]
+
+
+def test_one_line_holds_the_ids_of_api_gateway_and_function(function: Function) -> None:
+    event = http_event("GET", "/health")
+    answer = function.invoke(event)
+    (line,) = function.logged(request_id=answer.headers["x-request-id"], endpoint="/health", status=200)[-1:]
+    metrics = [
+        record
+        for record in function.logged(request_id=answer.headers["x-request-id"])
+        if "_aws" in record
+        and record["context"]["gateway_request_id"] == event["requestContext"]["requestId"]
+    ]
+    assert line
+    assert len(metrics) == 1
+    assert UUID(metrics[0]["context"]["lambda_request_id"])
+
+
+def test_metrics_are_written_in_the_embedded_format(instances: Start) -> None:
+    function = instances()
+    call = caller(function)
+    made = call("POST", "/api/sessions", session())
+    call("POST", f"/api/sessions/{made.json['session_id']}/heartbeat")
+    lines = [record for record in function.logged(Function="state-tracking-api-test") if "_aws" in record]
+    for line in lines:
+        (directive,) = line["_aws"]["CloudWatchMetrics"]
+        assert directive["Namespace"] == "StateTrackingApi"
+        assert directive["Dimensions"] == [["Function"]]
+        assert abs(line["_aws"]["Timestamp"] / 1000 - time.time()) < 60
+        for metric in directive["Metrics"]:
+            assert isinstance(line[metric["Name"]], int | float | list)
+    first, heartbeat = lines
+    assert first["ColdStart"] == 1
+    assert first["DatabaseQueryDuration"]
+    assert "ColdStart" not in heartbeat
+    assert heartbeat["HeartbeatLatency"] > 0
+    assert "HeartbeatLatency" not in first
+
+
+def connections(mongo: Mongo) -> set[str]:
+    """The function's connections to the database, by their ends."""
+    pipeline = [{"$currentOp": {"allUsers": True, "idleConnections": True}}]
+    found = mongo.admin.aggregate(pipeline)
+    return {op["client"] for op in found if op.get("appName") == "state-tracking-api" and "client" in op}
+
+
+def test_repeated_invocations_use_one_client_and_its_connections(own_mongo: Mongo, alone: Function) -> None:
+    call = caller(alone)
+    for _ in range(3):
+        call("POST", "/api/sessions", session())
+    before = connections(own_mongo)
+    for _ in range(20):
+        assert call("POST", "/api/sessions", session()).status == 201
+        alone.invoke({"job": "report-health"})
+    assert connections(own_mongo) == before
+    assert 1 <= len(before) <= 6
+
+
+@pytest.fixture
+def own_mongod(tmp_path: Path) -> Iterator[list[Mongod]]:
+    """A database that only this test uses; the one in the list is stopped at the end."""
+    running = [Mongod.start(tmp_path / "mongod", parameters={"enableTestCommands": "1"})]
+    try:
+        yield running
+    finally:
+        running[-1].stop()
+
+
+@pytest.fixture
+def own_mongo(own_mongod: list[Mongod]) -> Iterator[Mongo]:
+    """A connection to it, past the function."""
+    with MongoClient[dict[str, Any]](own_mongod[0].uri, tz_aware=True) as client:
+        yield client
+
+
+# Without SST's links a function takes its secrets from the environment.
+def unlinked(mongodb_uri: str) -> dict[str, str]:
+    """Environment of an instance on another database than the one in the package."""
+    return {"SST_KEY_FILE": "", "MONGODB_URI": mongodb_uri, "API_KEYS": KEY}
+
+
+@pytest.fixture
+def alone(instances: Start, own_mongod: list[Mongod]) -> Function:
+    """An instance on that database."""
+    return instances(**unlinked(own_mongod[0].uri))
+
+
+def test_a_freeze_of_30_seconds_does_no_harm(alone: Function) -> None:
+    call = caller(alone)
+    made = call("POST", "/api/sessions", session())
+    alone.freeze()
+    time.sleep(30)  # the freeze itself, not a wait for anything
+    alone.thaw()
+    assert call("POST", f"/api/sessions/{made.json['session_id']}/heartbeat").status == 200
+
+
+def test_a_database_restarted_while_the_function_is_frozen_is_found_again(
+    alone: Function, own_mongod: list[Mongod]
+) -> None:
+    call = caller(alone)
+    made = call("POST", "/api/sessions", session())
+    alone.freeze()
+    before = own_mongod[0]
+    before.stop()
+    own_mongod.append(Mongod.start(before.data_dir, port=before.port))
+    alone.thaw()
+    assert call("GET", f"/api/sessions/{made.json['session_id']}").status == 200
+    assert call("POST", f"/api/sessions/{made.json['session_id']}/heartbeat").status == 200
+
+
+def test_the_function_starts_while_the_database_is_away_and_finds_it_when_it_comes(
+    instances: Start, tmp_path: Path
+) -> None:
+    port = free_port()
+    uri = f"mongodb://127.0.0.1:{port}/?replicaSet=rs0&directConnection=true&serverSelectionTimeoutMS=500"
+    function = instances(**unlinked(uri))
+    call = caller(function)
+    assert call("GET", "/health").status == 200
+    assert call("POST", "/api/sessions", session()).status == 503
+    reported = function.invoke({"job": "report-health"})
+    assert reported.result["dependencies"]["database"]["status"] == "error"
+    assert function.logged(DatabaseUp=0)
+    assert function.logged(level="ERROR", message="The database does not answer")
+    with Mongod.start(tmp_path / "mongod", port=port):
+        assert call("POST", "/api/sessions", session()).status == 201
+
+
+def test_every_job_of_the_server_has_a_schedule_that_the_function_understands(
+    package: Package, function: Function
+) -> None:
+    targets = [r["inputs"]["target"] for r in package.graph["resources"] if "scheduler/schedule" in r["type"]]
+    events = [json.loads(target["input"]) for target in targets]
+    assert sorted(event["job"] for event in events) == sorted([*JOBS, "report-health"])
+    for event in events:
+        assert function.invoke(event).error is None
+
+
+def test_heartbeats_are_counted_in_the_database_though_no_timer_runs(instances: Start, mongo: Mongo) -> None:
+    database = f"lambda-{uuid4().hex[:12]}"
+    function = instances(MONGODB_DATABASE=database)
+    call = caller(function)
+    made = call("POST", "/api/sessions", session())
+    assert call("POST", f"/api/sessions/{made.json['session_id']}/heartbeat").status == 200
+    (hour,) = mongo[database]["heartbeat_counts"].find()
+    assert (hour["received"], hour["failed"]) == (1, 0)
+
+
+def test_a_scheduled_job_runs_and_says_what_it_did(instances: Start, mongo: Mongo) -> None:
+    database = f"lambda-{uuid4().hex[:12]}"
+    function = instances(MONGODB_DATABASE=database, STALL_THRESHOLD_MS="1")
+    made = caller(function)("POST", "/api/sessions", session())
+    scan = function.invoke({"job": "detect-failures"})
+    assert scan.error is None
+    assert scan.result["session_ids"] == [made.json["session_id"]]
+    (line,) = function.logged(message="Background job executed", job_name="detect-failures")
+    assert line["context"]["sessions_affected"] == 1
+    assert function.logged(JobRuns=1)
+    assert function.invoke({"job": "cleanup"}).result == {"deleted_sessions": 0, "deleted_tasks": 0}
+    assert mongo[database]["jobs"].count_documents({"last_run": {"$exists": True}}) == 2
+
+
+def test_the_health_report_feeds_alarms_and_dashboard(instances: Start) -> None:
+    function = instances()
+    caller(function)("POST", "/api/sessions", session())
+    assert function.invoke({"job": "report-health"}).result["status"] == "ok"
+    (line,) = function.logged(DatabaseUp=1)
+    assert (line["BackgroundJobsUp"], line["ActiveSessions"], line["StalledSessions"]) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("event", [{"job": "nonsense"}, {"detail-type": "Scheduled Event"}])
+def test_an_event_that_nobody_understands_fails_the_invocation_and_is_an_error_line(
+    function: Function, event: Event
+) -> None:
+    before = len([line for line in function.lines if "Invocation failed" in line])
+    outcome = function.invoke(event)
+    assert outcome.error is not None
+    assert outcome.error["errorType"] == "ValueError"
+    lines = function.logged(level="ERROR", message="Invocation failed")
+    assert len(lines) == before + 1
+    assert set(lines[-1]) == {"timestamp", "level", "message", "context"}
+    assert "There is no job" in lines[-1]["context"]["exception"]
+
+
+def fail(mongo: Mongo, command: str, **how: object) -> None:
+    """Let the database fail the function's next command of that name."""
+    data = {"failCommands": [command], "appName": "state-tracking-api", **how}
+    mongo.admin.command({"configureFailPoint": "failCommand", "mode": {"times": 1}, "data": data})
+
+
+def test_an_error_that_nobody_foresaw_is_a_500_and_an_error_line(alone: Function, own_mongo: Mongo) -> None:
+    call = caller(alone)
+    call("POST", "/api/sessions", session())
+    fail(own_mongo, "find", errorCode=8000)
+    answer = call("GET", f"/api/sessions/{uuid4()}")
+    assert answer.status == 500
+    assert answer.json["error"] == "Internal Server Error"
+    (line,) = alone.logged(message="Unhandled exception")
+    assert set(line) == {"timestamp", "level", "message", "context"}
+    assert line["level"] == "ERROR"
+    assert line["context"]["request_id"] == answer.headers["x-request-id"]
+    assert "Traceback" in line["context"]["exception"]
+    assert call("GET", "/health/detailed").status == 200
+
+
+def test_a_request_past_its_time_is_a_504_before_lambda_ends_it(
+    instances: Start, own_mongod: list[Mongod], own_mongo: Mongo
+) -> None:
+    function = instances(**unlinked(own_mongod[0].uri), REQUEST_TIMEOUT_MS="700", DB_TIMEOUT_MS="5000")
+    call = caller(function)
+    call("POST", "/api/sessions", session())
+    fail(own_mongo, "find", blockConnection=True, blockTimeMS=3000)
+    answer = call("GET", f"/api/sessions/{uuid4()}")
+    assert answer.status == 504
+    assert call("POST", "/api/sessions", session()).status == 201
+
+
+def test_two_instances_count_a_keys_requests_together(instances: Start) -> None:
+    environment = {"MONGODB_DATABASE": f"lambda-{uuid4().hex[:12]}", "RATE_LIMIT_PER_MINUTE": "6"}
+    one, two = instances(**environment), instances(**environment)
+    answers = [
+        caller(function)("GET", "/api/sessions") for function in (one, two, one, two, one, two, one, two)
+    ]
+    assert [answer.status for answer in answers] == [200] * 6 + [429] * 2, one.log + two.log
+    assert [answer.headers["x-ratelimit-remaining"] for answer in answers[:6]] == list("543210")
+    assert int(answers[-1].headers["retry-after"]) <= 61
+
+
+def test_a_wrong_configuration_stops_the_start_and_names_the_variable(instances: Start) -> None:
+    function = instances(STALL_THRESHOLD_MS="-1")
+    assert function.api.asked.wait(30)
+    assert function.api.init_error is not None
+    assert "STALL_THRESHOLD_MS" in function.api.init_error["errorMessage"]
