@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic.warnings import UnsupportedFieldAttributeWarning
 
 from state_tracking_api.errors import (
     ApiError,
@@ -29,6 +31,7 @@ from state_tracking_api.http.models import (
     UUID4,
     ErrorBody,
 )
+from state_tracking_api.http.route import LeanRoute
 
 _SCHEMA = {"$ref": "#/components/schemas/ErrorBody"}
 _METHODS_WITH_BODY = frozenset({"post", "patch", "put", "delete"})
@@ -93,15 +96,18 @@ def for_app(app: FastAPI) -> Callable[[], dict[str, Any]]:
 
 def build(app: FastAPI) -> dict[str, Any]:
     """The document of all routes of `app`."""
-    document = get_openapi(
-        title=app.title,
-        version=app.version,
-        openapi_version="3.1.0",
-        summary=app.summary,
-        description=app.description,
-        routes=app.routes,
-        tags=app.openapi_tags,
-    )
+    with warnings.catch_warnings():
+        # FastAPI silences it where it makes validators; those of models that are built late are made here.
+        warnings.simplefilter("ignore", UnsupportedFieldAttributeWarning)
+        document = get_openapi(
+            title=app.title,
+            version=app.version,
+            openapi_version="3.1.0",
+            summary=app.summary,
+            description=app.description,
+            routes=[route.documented() for route in app.routes if isinstance(route, LeanRoute)],
+            tags=app.openapi_tags,
+        )
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     for unused in ("HTTPValidationError", "ValidationError"):

@@ -7,12 +7,12 @@ from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
+from pydantic import AwareDatetime, BeforeValidator, Field
 
 from state_tracking_api import analytics, timeline
 from state_tracking_api.http.call import InCall
 from state_tracking_api.http.documented import errors
-from state_tracking_api.http.models import Offset, SessionId, Timestamp, Uuid, WholeNumber
+from state_tracking_api.http.models import AnswerModel, Offset, SessionId, Timestamp, Uuid, WholeNumber
 from state_tracking_api.http.route import LeanRoute, QueryModel
 from state_tracking_api.http.sessions import existing
 from state_tracking_api.metadata import Json
@@ -23,7 +23,7 @@ DEFAULT_EVENTS = 200
 MAX_EVENTS = 1000
 
 
-class Event(BaseModel):
+class Event(AnswerModel):
     """One transition of a session or of one of its tasks."""
 
     at: Timestamp
@@ -38,7 +38,7 @@ class Event(BaseModel):
     silent_ms: int | None = Field(description="For how long the session had been silent when marked stalled")
 
 
-class Timeline(BaseModel):
+class Timeline(AnswerModel):
     """What happened to a session, oldest first."""
 
     session_id: Uuid
@@ -56,7 +56,7 @@ class ListEvents(QueryModel):
     offset: Offset = 0
 
 
-class Spread(BaseModel):
+class Spread(AnswerModel):
     """Median, 95th percentile and maximum in milliseconds; null where there is nothing."""
 
     p50: float | None
@@ -64,7 +64,7 @@ class Spread(BaseModel):
     max: float | None
 
 
-class SessionMetrics(BaseModel):
+class SessionMetrics(AnswerModel):
     """Sessions by what became of them."""
 
     started: int
@@ -75,7 +75,7 @@ class SessionMetrics(BaseModel):
     duration_ms: Spread
 
 
-class TaskMetrics(BaseModel):
+class TaskMetrics(AnswerModel):
     """Tasks by what became of them."""
 
     created: int
@@ -85,7 +85,7 @@ class TaskMetrics(BaseModel):
     duration_ms: Spread
 
 
-class DetectionMetrics(BaseModel):
+class DetectionMetrics(AnswerModel):
     """How fast silence was noticed: from the last heartbeat to the mark."""
 
     stalls: int
@@ -93,14 +93,14 @@ class DetectionMetrics(BaseModel):
     within_target_rate: float | None = Field(description="Share noticed within five minutes")
 
 
-class FalsePositiveMetrics(BaseModel):
+class FalsePositiveMetrics(AnswerModel):
     """Sessions that were marked stalled and came back by their own heartbeat."""
 
     count: int
     rate: float | None
 
 
-class RecoveryMetrics(BaseModel):
+class RecoveryMetrics(AnswerModel):
     """Sessions that were recovered, of those that failed or were recovered."""
 
     recovered: int
@@ -108,7 +108,7 @@ class RecoveryMetrics(BaseModel):
     rate: float | None
 
 
-class HeartbeatMetrics(BaseModel):
+class HeartbeatMetrics(AnswerModel):
     """Heartbeats of all sessions, by the hour; failed ones were not answered as they should."""
 
     received: int
@@ -116,21 +116,21 @@ class HeartbeatMetrics(BaseModel):
     success_rate: float | None
 
 
-class ConsistencyMetrics(BaseModel):
+class ConsistencyMetrics(AnswerModel):
     """The last check of the stored data."""
 
     checked_at: Timestamp | None
     violations: int | None
 
 
-class FailureReason(BaseModel):
+class FailureReason(AnswerModel):
     """How often sessions failed for a reason."""
 
     reason: str
     count: int
 
 
-class Bucket(BaseModel):
+class Bucket(AnswerModel):
     """An hour or a day."""
 
     start: Timestamp
@@ -143,7 +143,7 @@ class Bucket(BaseModel):
     time_to_detect_p50_ms: float | None
 
 
-class Summary(BaseModel):
+class Summary(AnswerModel):
     """The success metrics of a stretch of time."""
 
     since: Timestamp

@@ -61,7 +61,13 @@ WholeNumber = BeforeValidator(_whole_number)
 Offset = Annotated[int, Field(ge=0, le=2**31, description="How many to leave out"), WholeNumber]
 
 
-class Session(BaseModel):
+class AnswerModel(BaseModel):
+    """What an answer looks like: for the document only, so it is built when that is asked for."""
+
+    model_config = {"defer_build": True}
+
+
+class Session(AnswerModel):
     """A run of an orchestration on a machine."""
 
     session_id: Uuid = Field(examples=[EXAMPLE_SESSION])
@@ -81,7 +87,7 @@ class Session(BaseModel):
     stall_threshold_ms: int | None = Field(description="Its own threshold, where it has one")
 
 
-class Task(BaseModel):
+class Task(AnswerModel):
     """A unit of work of a session."""
 
     task_id: Uuid = Field(examples=[EXAMPLE_TASK])
@@ -98,7 +104,7 @@ class Task(BaseModel):
     updated_at: Timestamp
 
 
-class Machine(BaseModel):
+class Machine(AnswerModel):
     """A machine that sessions run on."""
 
     machine_id: str = Field(examples=["build-host-1"])
@@ -112,7 +118,7 @@ class Machine(BaseModel):
     updated_at: Timestamp
 
 
-class Page(BaseModel):
+class Page(AnswerModel):
     """How much of a list this is."""
 
     total: int = Field(description="How many there are in all", ge=0)
@@ -138,14 +144,14 @@ class MachineList(Page):
     machines: list[Machine]
 
 
-class FieldErrorBody(BaseModel):
+class FieldErrorBody(AnswerModel):
     """One field that is wrong."""
 
     field: str = Field(examples=["project_id"])
     message: str = Field(examples=["is required"])
 
 
-class ErrorBody(BaseModel):
+class ErrorBody(AnswerModel):
     """Every answer that is not a success."""
 
     statusCode: int  # noqa: N815 - the PRD's name

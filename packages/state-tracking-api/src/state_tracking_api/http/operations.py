@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import pymongo
 from fastapi import APIRouter, Path
-from pydantic import BaseModel, Field
+from pydantic import Field
 from pymongo.errors import PyMongoError
 from starlette.responses import HTMLResponse, PlainTextResponse
 
@@ -23,7 +23,7 @@ from state_tracking_api import health as session_health
 from state_tracking_api.clock import iso, iso_or_none
 from state_tracking_api.errors import NotFound
 from state_tracking_api.http.call import Answer, Call, InCall
-from state_tracking_api.http.models import Timestamp
+from state_tracking_api.http.models import AnswerModel, Timestamp
 from state_tracking_api.http.route import LeanRoute
 from state_tracking_api.lifecycle import Document
 from state_tracking_api.metadata import Json
@@ -36,7 +36,7 @@ JOBS_LATE_AFTER = timedelta(minutes=10)
 _ASSETS = {"swagger-ui.css": b"text/css", "swagger-ui-bundle.js": b"text/javascript"}
 
 
-class Health(BaseModel):
+class Health(AnswerModel):
     """The process answers."""
 
     status: str = Field(examples=["ok"])
@@ -44,7 +44,7 @@ class Health(BaseModel):
     uptime: float = Field(description="Seconds since start")
 
 
-class DatabaseHealth(BaseModel):
+class DatabaseHealth(AnswerModel):
     """Whether the database answers."""
 
     status: str = Field(examples=["ok"])
@@ -52,14 +52,14 @@ class DatabaseHealth(BaseModel):
     connected: bool
 
 
-class JobsHealth(BaseModel):
+class JobsHealth(AnswerModel):
     """Whether the background jobs run."""
 
     status: str = Field(examples=["ok"])
     last_run: Timestamp | None
 
 
-class ConsistencyHealth(BaseModel):
+class ConsistencyHealth(AnswerModel):
     """What the last check of the stored data has found."""
 
     status: str = Field(examples=["ok"])
@@ -67,7 +67,7 @@ class ConsistencyHealth(BaseModel):
     violations: int | None
 
 
-class Dependencies(BaseModel):
+class Dependencies(AnswerModel):
     """What the API depends on."""
 
     database: DatabaseHealth

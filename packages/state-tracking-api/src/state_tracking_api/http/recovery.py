@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Query
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from state_tracking_api import cleanup as expiry
 from state_tracking_api import recovery, sessions
 from state_tracking_api.http.call import Answer, InCall
 from state_tracking_api.http.documented import errors
 from state_tracking_api.http.models import (
+    AnswerModel,
     Metadata,
     Name,
     Offset,
@@ -47,7 +48,7 @@ class Recover(RequestModel):
     carry_open_tasks: bool | None = Field(default=True, description="Take the tasks along that were not done")
 
 
-class RecoveryState(BaseModel):
+class RecoveryState(AnswerModel):
     """What a successor needs to go on; tasks in the order in which they were created."""
 
     session_id: Uuid
@@ -77,7 +78,7 @@ class CleanUp(QueryModel):
     )
 
 
-class CleanedUp(BaseModel):
+class CleanedUp(AnswerModel):
     """What was deleted."""
 
     deleted_sessions: int

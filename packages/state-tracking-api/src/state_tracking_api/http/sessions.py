@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Body, Query
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from state_tracking_api import health as session_health
 from state_tracking_api import jobs, log, metadata, sessions
@@ -13,6 +13,7 @@ from state_tracking_api.errors import NotFound
 from state_tracking_api.http.call import InCall
 from state_tracking_api.http.documented import errors
 from state_tracking_api.http.models import (
+    AnswerModel,
     Message,
     Metadata,
     Name,
@@ -106,7 +107,7 @@ class ListSessions(QueryModel):
     offset: Offset = 0
 
 
-class HealthSummary(BaseModel):
+class HealthSummary(AnswerModel):
     """How many sessions there are in each state; silent ones count as stalled at once."""
 
     total_sessions: int
@@ -119,7 +120,7 @@ class HealthSummary(BaseModel):
     last_updated: Timestamp
 
 
-class StalledSession(BaseModel):
+class StalledSession(AnswerModel):
     """A session that has gone silent."""
 
     session_id: Uuid
@@ -129,14 +130,14 @@ class StalledSession(BaseModel):
     time_since_heartbeat_ms: int
 
 
-class StalledSessions(BaseModel):
+class StalledSessions(AnswerModel):
     """Sessions that have gone silent, longest first."""
 
     stalled_sessions: list[StalledSession]
     stall_threshold_ms: int
 
 
-class SessionHealth(BaseModel):
+class SessionHealth(AnswerModel):
     """Health of one session."""
 
     session_id: Uuid
@@ -148,7 +149,7 @@ class SessionHealth(BaseModel):
     stall_threshold_ms: int
 
 
-class Detected(BaseModel):
+class Detected(AnswerModel):
     """What a scan for silent sessions has done."""
 
     marked_stalled: int
