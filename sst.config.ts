@@ -32,7 +32,7 @@ export default $config({
     const api = createApi(settings, fn);
     const edge = createEdge(settings, api);
     createSchedules(fn);
-    createAlarms(settings, { fn, api, edge });
+    const alarms = createAlarms(settings, { fn, api, edge });
     const dashboard = createDashboard({ fn, api });
 
     return {
@@ -43,6 +43,7 @@ export default $config({
       accessLogGroup: api.nodes.logGroup.name,
       region: aws.getRegionOutput().region,
       dashboard: dashboard.dashboardName,
+      alarmTopic: alarms.arn,
       release: settings.release,
     };
   },

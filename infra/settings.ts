@@ -1,5 +1,5 @@
 /** What a deployment is told from outside, read and checked in one place before anything is declared. */
-import { problems } from "./preflight.mjs";
+import { OPTIONAL, problems } from "./preflight.mjs";
 
 export interface Settings {
   readonly stage: string;
@@ -16,24 +16,20 @@ export interface Settings {
 }
 
 /** Linked to the function and so encrypted in its package; they never stand in its configuration. */
-export const SECRETS = { MONGODB_URI: "MongodbUri", API_KEYS: "ApiKeys" } as const;
+export const SECRETS = {
+  MONGODB_URI: "MongodbUri",
+  API_KEYS: "ApiKeys",
+  // Has a password in it where it is a Redis; empty where the server's database counts.
+  RATE_LIMIT_STORAGE_URI: "RateLimitStorageUri",
+} as const;
 type SecretName = keyof typeof SECRETS;
-
-/** Passed on to the server where the operator has set them; what is not set has the server's own default. */
-const PASSED_ON = [
-  "MONGODB_DATABASE",
-  "RATE_LIMIT_PER_MINUTE",
-  "RATE_LIMIT_STORAGE_URI",
-  "REQUEST_TIMEOUT_MS",
-  "DB_TIMEOUT_MS",
-  "CORS_ORIGINS",
-] as const;
 
 export function readSettings(stage: string, env: NodeJS.ProcessEnv): Settings {
   const found = problems(stage, env);
   if (found.length > 0) throw new Error(`ConfigurationError: ${found.join("; ")}`);
 
-  const passedOn = PASSED_ON.flatMap((name) => (env[name] ? [[name, env[name]!]] : []));
+  // What is not set has the server's own default.
+  const passedOn = Object.keys(OPTIONAL).flatMap((name) => (env[name] ? [[name, env[name]!]] : []));
   const release = env.RELEASE || "unknown";
   const domain = env.DOMAIN || (stage === "prod" ? "claude-projects.truapi.com" : undefined);
   return {
@@ -43,13 +39,17 @@ export function readSettings(stage: string, env: NodeJS.ProcessEnv): Settings {
     alarmEmail: env.ALARM_EMAIL?.trim() || undefined,
     release,
     bundle: env.LAMBDA_BUNDLE || ".cache/lambda/bundle",
-    secrets: { MONGODB_URI: env.MONGODB_URI!.trim(), API_KEYS: env.API_KEYS!.trim() },
+    secrets: {
+      MONGODB_URI: env.MONGODB_URI!.trim(),
+      API_KEYS: env.API_KEYS!.trim(),
+      RATE_LIMIT_STORAGE_URI: env.RATE_LIMIT_STORAGE_URI?.trim() ?? "",
+    },
     environment: {
+      LOG_LEVEL: "info",
+      STALL_THRESHOLD_MS: "180000",
+      RETENTION_DAYS: "30",
       ...Object.fromEntries(passedOn),
       ENVIRONMENT: stage === "prod" ? "production" : stage,
-      LOG_LEVEL: env.LOG_LEVEL || "info",
-      STALL_THRESHOLD_MS: env.STALL_THRESHOLD_MS || "180000",
-      RETENTION_DAYS: env.RETENTION_DAYS || "30",
       // A timer inside a function does not run between two calls: EventBridge keeps the time (schedules.ts).
       SCHEDULER: "off",
       RELEASE: release,

@@ -54,7 +54,7 @@ bench-lambda: .venv/.dev .sst/platform/.installed ## Measure the function's cold
 .PHONY: lock-infra
 lock-infra: $(UV) ## Resolve what the function and the deployment's tests need; run it after `make lock`
 	$(subst 3.11,3.13,$(COMPILE)) --constraint requirements.lock packages/state-tracking-api/pyproject.toml \
-	    --extra lambda --extra srv infra/requirements.in --output-file infra/requirements.lock
+	    --extra lambda --extra srv --extra redis infra/requirements.in --output-file infra/requirements.lock
 	$(COMPILE) --constraint requirements.lock packages/state-tracking-api/pyproject.toml \
 	    --extra serve --extra srv --extra redis --output-file infra/requirements-container.lock
 	$(COMPILE) --upgrade infra/requirements-test.in --output-file infra/requirements-test.lock

@@ -36,8 +36,9 @@ NAMESPACE = "StateTrackingApi"
 FUNCTION = os.environ.get("AWS_LAMBDA_FUNCTION_NAME", "state-tracking-api")
 # CloudWatch takes at most this many values of one metric in a line.
 MAX_VALUES = 100
-# What an instance counts for itself is added up in the database this often, with the next request.
+# What an instance counts for itself is added up in the database this often, with the next request or job.
 COUNTS_STORED_EVERY_SECONDS = 30.0
+STORE_COUNTS_SECONDS = 1.0
 # A job stops this long before Lambda would end it in the middle of something.
 SPARE_SECONDS = 2.0
 REPORT_HEALTH = "report-health"
@@ -111,7 +112,10 @@ def read_settings() -> Settings:
     if os.environ.get("SST_KEY_FILE"):
         resource = importlib.import_module("sst").Resource
         linked = {"mongodb_uri": resource.MongodbUri.value, "api_keys": resource.ApiKeys.value}
-    if not os.environ.get("RATE_LIMIT_STORAGE_URI"):
+        # Always linked, so that a withdrawn one goes away; empty where the operator has named none.
+        if storage := resource.RateLimitStorageUri.value:
+            linked["rate_limit_storage_uri"] = storage
+    if "rate_limit_storage_uri" not in linked and not os.environ.get("RATE_LIMIT_STORAGE_URI"):
         linked["rate_limit_storage_uri"] = linked.get("mongodb_uri") or os.environ.get(
             "MONGODB_URI", "memory://"
         )
@@ -147,8 +151,10 @@ class Behind:
                 message = {**message, "body": note + message["body"]}
             await send(message)
 
-        await self._app(scope, receive, watched)
-        self.call = scope.get(SCOPE_KEY)
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            self.call = scope.get(SCOPE_KEY)
 
 
 class Function:
@@ -192,8 +198,6 @@ class Function:
         began = time.perf_counter()
         answer = self._gateway(dict(event), context)
         elapsed = (time.perf_counter() - began) * 1000
-        if time.monotonic() - self._counted_at > COUNTS_STORED_EVERY_SECONDS:
-            self.loop.run_until_complete(self._store_heartbeats())
         call = self._behind.call
         endpoint = call.endpoint if call else "unmatched"
         metrics: dict[str, tuple[str, float | Iterable[float]]] = {
@@ -242,7 +246,7 @@ class Function:
         if received:
             self._counted_at = time.monotonic()
             try:
-                with pymongo.timeout(1):
+                with pymongo.timeout(STORE_COUNTS_SECONDS):
                     await analytics.add_heartbeats(self.resources.storage, clock.now(), received, failed)
             except PyMongoError:
                 self.resources.metrics.put_back_heartbeats(received, failed)
@@ -260,6 +264,9 @@ class Function:
             name: ("None", int(value)) for name, value in up.items()
         }
         if up["DatabaseUp"]:
+            gauges["SuspectedOutage"] = ("None", int(answer.body["suspected_outage"]))
+            # None before the first check.
+            gauges["ConsistencyViolations"] = ("Count", dependencies["consistency"]["violations"] or 0)
             threshold = self.resources.settings.stall_threshold
             counts = await health.summary(self.resources.storage, call.now, threshold)
             gauges["ActiveSessions"] = ("Count", counts["active_sessions"])
@@ -272,6 +279,10 @@ class Function:
     def _finish(
         self, metrics: dict[str, tuple[str, float | Iterable[float]]], context: Any, **more: object
     ) -> None:
+        # Lambda must not end an answered request because of what is counted afterwards.
+        spare = context.get_remaining_time_in_millis() / 1000 > STORE_COUNTS_SECONDS + SPARE_SECONDS
+        if spare and time.monotonic() - self._counted_at > COUNTS_STORED_EVERY_SECONDS:
+            self.loop.run_until_complete(self._store_heartbeats())
         if self._cold:
             metrics["ColdStart"] = ("Count", 1)
             self._cold = False

@@ -37,6 +37,8 @@ class Outcome:
     result: Any = None
     error: dict[str, Any] | None = None
     seconds: float = 0.0
+    # The invocation's, under which the function logs.
+    request_id: str = ""
 
     @property
     def status(self) -> int:
@@ -183,6 +185,7 @@ class Function:
                 f"the function did not start: {self.api.init_error}\n{self.log}"
             )
             assert time.monotonic() < end, f"no answer within {deadline} s:\n{self.log}"
+        invocation.outcome.request_id = invocation.id
         invocation.outcome.seconds = time.perf_counter() - began
         return invocation.outcome
 
@@ -204,12 +207,12 @@ class Function:
         """Everything that the instance has written."""
         return "\n".join(self.lines)
 
-    def logged(self, **wanted: object) -> list[dict[str, Any]]:
+    def logged(self, *, at_least: int = 1, **wanted: object) -> list[dict[str, Any]]:
         """The JSON lines whose fields, at the top or in the context, have these values.
 
-        Waits up to 5 seconds for the first: the pipe may be behind the answer.
+        Waits up to 20 seconds for so many of them: the pipe may be behind the answer.
         """
-        end = time.monotonic() + 5
+        end = time.monotonic() + 20
         while True:
             found: list[dict[str, Any]] = []
             for line in [line for line in self.lines if line.startswith("{")]:
@@ -217,7 +220,7 @@ class Function:
                 fields = {**record.get("context", {}), **record}
                 if all(fields.get(name) == value for name, value in wanted.items()):
                     found.append(record)
-            if found or time.monotonic() > end:
+            if len(found) >= at_least or time.monotonic() > end:
                 return found
             time.sleep(0.02)
 
