@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import ssl
@@ -102,10 +103,10 @@ REDIRECT = (
 )
 
 
-def script(address: str, trust: Path, key: str) -> subprocess.CompletedProcess[str]:
+def script(address: str, trust: Path, key: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Run the script against an edge."""
     command = [sys.executable, "infra/verify.py", f"https://{HOST}", "--connect", address, "--ca", str(trust)]
-    environment = {"PATH": os.environ["PATH"], "API_KEY": key}
+    environment = {"PATH": os.environ["PATH"], "API_KEY": key, **more}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -170,3 +171,50 @@ def test_an_address_without_tls_is_refused() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "an address such as https://" in done.stderr
+
+
+# Stands in for AWS's command line: answers as it does, and keeps what it was called with and given in a file.
+AWS = """#!{python}
+import json, pathlib, sys
+arguments = sys.argv[1:]
+given = [pathlib.Path(a.removeprefix("file://")).read_text() for a in arguments if a.startswith("file://")]
+with open("{calls}", "a") as calls:
+    print(json.dumps([arguments, given]), file=calls)
+if "get-function-configuration" in arguments:
+    print(json.dumps({{"Environment": {{"Variables": {{"SST_KEY": "a-secret"}}}}}}))
+if "describe-log-groups" in arguments:
+    kept = {{"logGroupName": "/aws/lambda/state-tracking-api-prod", "retentionInDays": {days}}}
+    print(json.dumps({{"logGroups": [{{"logGroupName": "/aws/lambda/state-tracking-api-prod2"}}, kept]}}))
+if "filter-log-events" in arguments:
+    print(json.dumps({{"events": [] if "{missing}" in arguments[-3] else [{{"message": "found"}}]}}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("days", "missing", "said"),
+    [
+        (30, "nothing", "10 checks passed, 0 failed, 1 not asked"),
+        (31, "nothing", "is kept 31 days"),
+        (30, "Database is set up", 'no start has logged "Database is set up"'),
+    ],
+)
+def test_with_the_functions_name_a_cold_start_is_forced_and_the_logs_are_searched(
+    server: Server, tmp_path: Path, days: int, missing: str, said: str
+) -> None:
+    calls = tmp_path / "calls"
+    program = tmp_path / "bin" / "aws"
+    program.parent.mkdir()
+    program.write_text(AWS.format(python=sys.executable, calls=calls, days=days, missing=missing))
+    program.chmod(0o755)
+    pem = certificate(tmp_path / "tls", 90)
+    path = f"{program.parent}:{os.environ['PATH']}"
+    with edge(server.port, pem, REDIRECT) as address:
+        done = script(
+            address, pem.with_name("cert.pem"), server.key, PATH=path, FUNCTION="state-tracking-api-prod"
+        )
+    assert said in done.stdout
+    assert "a-secret" not in done.stdout + done.stderr
+    asked = [json.loads(line) for line in calls.read_text().splitlines()]
+    (update,) = [given for arguments, given in asked if "update-function-configuration" in arguments]
+    assert json.loads(update[0])["Variables"].keys() == {"SST_KEY", "VERIFIED_AT"}
+    assert all("a-secret" not in " ".join(arguments) for arguments, _ in asked)
