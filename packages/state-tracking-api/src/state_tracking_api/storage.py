@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 from weakref import WeakValueDictionary
 
 import pymongo
-from pymongo import DESCENDING, AsyncMongoClient, WriteConcern
+from pymongo import DESCENDING, AsyncMongoClient, ReadPreference, WriteConcern
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import (
@@ -56,8 +56,11 @@ class Storage:
         said_in_uri = {name.lower() for name in parse_qs(urlsplit(uri).query)}
         options = {name: value for name, value in options.items() if name.lower() not in said_in_uri}
         self.client: AsyncMongoClient[Document] = AsyncMongoClient(uri, tz_aware=True, **options)
+        # Whatever the URI says: a secondary may be behind, and transactions are for the primary only.
         self.database = self.client.get_database(
-            settings.mongodb_database, write_concern=WriteConcern("majority")
+            settings.mongodb_database,
+            read_preference=ReadPreference.PRIMARY,
+            write_concern=WriteConcern("majority"),
         )
         self.sessions = self.database["sessions"]
         self.tasks = self.database["tasks"]
@@ -128,15 +131,16 @@ class Storage:
 
     async def _prepare(self) -> None:
         if not self._prepared:
-            await self._at_once_where_away(lambda: self.client.admin.command("ping"))
             try:
+                hello = await self._at_once_where_away(lambda: self.client.admin.command("hello"))
+                if "setName" not in hello and hello.get("msg") != "isdbgrid":
+                    raise _cannot_be_set_up("it is a standalone server; transactions need a replica set")
                 await schema.apply(self.database, self._retention_days)
             except OperationFailure as error:
-                # Such as data that breaks a unique index: nobody may write until somebody has mended it.
-                log.get().error("Database cannot be set up", reason=str(error)[:500])
-                raise ServiceUnavailable(
-                    "The database cannot be set up; the server's log says why", headers={"Retry-After": "30"}
-                ) from error
+                # A wrong password, missing rights, or data that breaks a unique index: nobody may write
+                # until somebody has mended it.
+                said = (error.details or {}).get("errmsg", str(error))
+                raise _cannot_be_set_up(said[:500]) from error
             self._prepared = True
             log.get().info("Database is set up", database=self.database.name)
 
@@ -163,7 +167,10 @@ class Storage:
         lane = self._lanes.setdefault(contended, asyncio.Lock()) if contended else nullcontext()
         async with lane, self.client.start_session() as session:
             return await session.with_transaction(
-                work, read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority")
+                work,
+                read_concern=ReadConcern("snapshot"),
+                write_concern=WriteConcern("majority"),
+                read_preference=ReadPreference.PRIMARY,
             )
 
     async def page(
@@ -189,6 +196,13 @@ class Storage:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
                 await self.client.close()
+
+
+def _cannot_be_set_up(reason: str) -> ServiceUnavailable:
+    log.get().error("Database cannot be set up", reason=reason)
+    return ServiceUnavailable(
+        "The database cannot be set up; the server's log says why", headers={"Retry-After": "30"}
+    )
 
 
 def is_away(error: BaseException) -> bool:

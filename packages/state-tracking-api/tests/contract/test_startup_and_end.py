@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from pymongo import MongoClient
 from api_harness.api import Api, Json, expect, expect_error, unique
 from api_harness.server import EXIT_SECONDS, Server, free_port, wait_until
 from api_harness.servers import Document, Documents, Servers
-from state_tracking_api.embedded import Mongod
+from state_tracking_api.embedded import Mongod, find_mongod
 
 COLLECTIONS = ("sessions", "tasks", "machines")
 DAY = 24 * 60 * 60
@@ -191,7 +192,7 @@ def test_sigterm_does_not_wait_for_a_request_that_hangs(own: Servers, mongo: Mon
             wait_for_write(mongo, database)
             server.process.send_signal(signal.SIGTERM)
             assert server.process.wait(EXIT_SECONDS) == 0
-        assert beat.exception(20) or beat.result().status_code >= 500
+        expect_error(beat.result(20), 503, says="shutting down")
 
 
 def accepts(server: Server) -> bool:
@@ -232,3 +233,48 @@ def test_data_that_breaks_a_unique_index_is_told_and_nothing_is_written(own: Ser
         assert "cannot be set up" in refused["message"]
         assert api.get("/health").status_code == 200
     assert any(line["message"] == "Database cannot be set up" for line in second.lines)
+
+
+def test_a_wrong_password_is_told_in_the_log_and_is_503(own: Servers) -> None:
+    uri = own.uri.replace("mongodb://", "mongodb://nobody:wrong-secret@")
+    server = own.start(MONGODB_URI=uri)
+    with Api(server.base_url, server.key) as api:
+        told = server.line_where(
+            lambda line: line["message"] == "Database cannot be set up", "why it cannot be set up"
+        )
+        assert told["context"]["reason"] == "Authentication failed."
+        refused = expect_error(api.get("/api/sessions"), 503)
+        assert "Authentication failed" not in str(refused)
+    assert "wrong-secret" not in str(server.lines)
+
+
+def test_a_server_without_a_replica_set_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    port = free_port()
+    arguments = ("--dbpath", tmp_path, "--port", str(port), "--bind_ip", "127.0.0.1", "--nounixsocket")
+    standalone = subprocess.Popen(
+        [find_mongod(), *arguments, "--wiredTigerCacheSizeGB", "0.25"], stdout=subprocess.DEVNULL
+    )
+    try:
+        with (
+            MongoClient[Document]("127.0.0.1", port, serverSelectionTimeoutMS=60_000) as client,
+            Server.start(MONGODB_URI=f"mongodb://127.0.0.1:{port}") as server,
+            Api(server.base_url, server.key) as api,
+        ):
+            client.admin.command("ping")
+            wait_until(
+                lambda: any("replica set" in str(line) for line in server.lines),
+                "the log says what is missing",
+            )
+            body = {"project_id": "p", "machine_id": "m"}
+            expect_error(api.post("/api/sessions", json=body), 503, says="cannot be set up")
+            assert "claude-projects" not in client.list_database_names()
+    finally:
+        standalone.kill()
+        standalone.wait()
+
+
+def test_the_primary_is_read_and_written_whatever_the_uri_prefers(own: Servers) -> None:
+    server = own.start(MONGODB_URI=f"{own.uri}&readPreference=secondaryPreferred")
+    with Api(server.base_url, server.key) as api:
+        session = api.session()
+        assert api.read_session(session) == session
