@@ -9,20 +9,27 @@ import signal
 import socket
 import tempfile
 from collections.abc import Callable, Generator
+from uuid import uuid4
 
 import uvicorn
 from fastapi import FastAPI
 from prometheus_client import multiprocess
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
-from state_tracking_api import log, settings
+from state_tracking_api import clock, log, settings
 from state_tracking_api.app import create_app
+from state_tracking_api.errors import InvalidRequest
+from state_tracking_api.http.call import encode
+from state_tracking_api.http.dispatch import error_body
 from state_tracking_api.settings import Settings
 
 # uvicorn finishes what is in flight within this; the rest of ten seconds is for closing.
 GRACE_SECONDS = 8
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
+# Request line and headers together; the parser itself would collect them until the memory is full.
+MAX_HEAD_BYTES = 64 * 1024
 
 
 class Server(uvicorn.Server):
@@ -80,6 +87,51 @@ class _Workers(Multiprocess):
             multiprocess.mark_process_dead(gone)  # pyright: ignore[reportUnknownMemberType]
 
 
+class Protocol(HttpToolsProtocol):
+    """uvicorn's, whose own refusals look like every other error, and with a bound on a request's head."""
+
+    _head_bytes: int | None = None
+
+    def on_message_begin(self) -> None:
+        """Begin to count."""
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """The head was small enough."""
+        self._head_bytes = None
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, and give up on a head that does not end."""
+        super().data_received(data)
+        if self._head_bytes is not None and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self.send_400_response(f"The request's head must be at most {MAX_HEAD_BYTES} bytes")
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what never becomes a request; the application does not get to see it."""
+        request_id = str(uuid4())
+        error = InvalidRequest(msg if msg.startswith("The ") else "The request is not valid HTTP")
+        path = bytes(getattr(self, "url", b"")).partition(b"?")[0].decode("utf-8", "replace")
+        body = encode(error_body(error, clock.now(), path, request_id))
+        log.get().warning("Request refused", reason=error.message, request_id=request_id)
+        headers = {
+            b"content-type": b"application/json",
+            b"content-length": b"%d" % len(body),
+            b"x-request-id": request_id.encode(),
+            b"x-content-type-options": b"nosniff",
+            b"connection": b"close",
+        }
+        lines = [name + b": " + value + b"\r\n" for name, value in headers.items()]
+        self.transport.write(b"".join([STATUS_LINE[error.status], *lines, b"\r\n", body]))
+        self.transport.close()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """An offer to speak another protocol is simply not taken up (RFC 9110, section 7.8)."""
+
+
 def worker() -> FastAPI:
     """The application of one of several worker processes, from the environment."""
     configured = settings.load()
@@ -92,6 +144,8 @@ def _config(app: FastAPI | str, *, factory: bool = False, workers: int = 1) -> u
         app,
         factory=factory,
         workers=workers,
+        http=Protocol,
+        ws="none",
         access_log=False,
         log_config=None,
         server_header=False,

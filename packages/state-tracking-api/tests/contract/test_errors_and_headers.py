@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import socket
 import time
 
@@ -55,6 +57,7 @@ def test_a_wrong_method_is_405_and_says_which_are_right(api: Api, method: str, p
         "/openapi.json",
         "/docs",
         "/redoc",
+        f"/api/sessions/{uuid4()}/heartbeat%0A",
     ],
 )
 def test_an_unknown_route_is_404(api: Api, path: str) -> None:
@@ -167,6 +170,7 @@ def test_operators_in_the_query_are_refused(api: Api, path: str) -> None:
         "?=",
         "?status=active&status=failed",
         "?" + "a=1&" * 2000,
+        "?" + "&".join(f"{number}" for number in range(9000)) + "&1",
     ],
 )
 def test_no_query_string_is_an_unforeseen_error(api: Api, query: str) -> None:
@@ -174,11 +178,59 @@ def test_no_query_string_is_an_unforeseen_error(api: Api, query: str) -> None:
     assert answer.status_code in {200, 400, 414, 431}, answer.text
 
 
-def test_a_request_that_is_no_http_is_not_the_end_of_the_server(server: Server, api: Api) -> None:
-    for garbage in (b"\x00\x01\x02\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"POST /api/sessions HTTP/1.1\r\n"):
-        with socket.create_connection(("127.0.0.1", server.port)) as connection:
-            connection.sendall(garbage)
-    expect(api.get("/api/sessions"), 200)
+NO_HTTP = {
+    "bytes": b"\x00\x01\x02\r\n\r\n",
+    "version": b"GET / HTTP/9.9\r\n\r\n",
+    "method": b"FOO /health HTTP/1.1\r\nHost: x\r\n\r\n",
+    "path beyond ASCII": "GET /api/sessions/\u00e9 HTTP/1.1\r\nHost: x\r\n\r\n".encode(),
+    "two lengths": b"POST /api/tasks HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+    "length and chunks": b"POST / HTTP/1.1\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "header": b"GET /health HTTP/1.1\r\nX-A: a\x00b\r\n\r\n",
+    "endless head": b"GET /health HTTP/1.1\r\nX-A: " + b"a" * 200_000,
+}
+
+
+@pytest.mark.parametrize("sent", NO_HTTP.values(), ids=NO_HTTP.keys())
+def test_what_is_no_http_is_refused_in_the_error_format_too(server: Server, sent: bytes) -> None:
+    answer = exchange(server, sent)
+    assert answer.status == 400
+    assert answer.headers["content-type"] == "application/json"
+    error = json.loads(answer.read())
+    assert (error["statusCode"], error["error"]) == (400, "Bad Request")
+    assert is_uuid4(error["request_id"])
+    assert error["request_id"] == answer.headers["x-request-id"]
+    server.line_where(lambda line: error["request_id"] in str(line), "the refusal")
+    assert exchange(server, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").status == 200
+
+
+def exchange(server: Server, sent: bytes) -> http.client.HTTPResponse:
+    """Send these bytes and nothing else; the answer to them."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(sent)
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        return answer
+
+
+def test_an_offer_to_speak_another_protocol_is_not_taken_up(server: Server) -> None:
+    upgrade = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+    assert exchange(server, upgrade).status == 200
+
+
+@pytest.mark.parametrize("path", ["/health", "/api/sessions", f"/api/sessions/{uuid4()}", "/api/docs"])
+def test_head_answers_as_get_does_without_the_body(api: Api, path: str) -> None:
+    head, get = api.request("HEAD", path), api.get(path)
+    assert head.content == b""
+    assert head.status_code == get.status_code
+    for name in ("content-type", "x-content-type-options"):
+        assert head.headers[name] == get.headers[name]
+    assert is_uuid4(head.headers["x-request-id"])
+
+
+def test_head_is_refused_where_get_is(api: Api) -> None:
+    answer = api.request("HEAD", "/api/sessions/cleanup")
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == "DELETE, POST"
 
 
 def test_429_says_when_to_come_back(own: Servers) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from typing import Any
 
 import pytest
@@ -215,6 +216,37 @@ def test_the_json_content_type_may_carry_parameters(api: Api, content_type: str)
 def test_another_content_type_is_415(api: Api, content_type: str) -> None:
     content = f'{{"project_id": "{unique("p")}", "machine_id": "m"}}'
     expect_error(api.post("/api/sessions", content=content, headers={"content-type": content_type}), 415)
+
+
+def test_a_compressed_body_is_415(api: Api) -> None:
+    body = gzip.compress(b'{"project_id": "p", "machine_id": "m"}')
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    expect_error(api.post("/api/sessions", content=body, headers=headers), 415, says="compressed")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field", "message"),
+    [
+        ("/api/sessions", {"project_id": " ", "machine_id": "m"}, "project_id", "must not be blank"),
+        (
+            "/api/tasks",
+            {"session_id": "x", "project_id": "p", "task_name": "t"},
+            "session_id",
+            "must be a UUID v4",
+        ),
+        (
+            "/api/machines",
+            {"hostname": "h", "docker_slots": [*range(1025)]},
+            "docker_slots",
+            "must have at most 1024 items, not 1025",
+        ),
+    ],
+)
+def test_a_refusal_speaks_of_the_value_and_not_of_how_it_is_checked(
+    api: Api, path: str, body: Json, field: str, message: str
+) -> None:
+    error = expect_error(api.post(path, json=body), 400)
+    assert error["errors"] == [{"field": field, "message": message}]
 
 
 def test_text_of_every_script_survives(api: Api) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Iterable
 from contextlib import nullcontext
+from datetime import datetime
 from typing import Any
 
 import pymongo
@@ -61,15 +62,16 @@ class Dispatcher:
         parameters: dict[str, str] = {}
         if methods is None:
             for pattern, candidates in self._patterns:
-                matched = pattern.match(path)
+                matched = pattern.fullmatch(path)
                 if matched is not None:
                     methods, parameters = candidates, matched.groupdict()
                     break
             else:
                 raise NotFound(f"There is nothing at {path}")
-        route = methods.get(method)
+        # What GET would answer without its body, which the server leaves out (RFC 9110, section 9.3.2).
+        route = methods.get("GET" if method == "HEAD" else method)
         if route is None:
-            allowed = ", ".join(sorted(methods))
+            allowed = ", ".join(sorted({*methods, *(("HEAD",) if "GET" in methods else ())}))
             raise MethodNotAllowed(
                 f"{method} is not allowed here; allowed: {allowed}", headers={"Allow": allowed}
             )
@@ -94,18 +96,22 @@ async def send_answer(result: Any, status: int, send: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def rendered(error: ApiError, call: Call, path: str) -> Answer:
+def error_body(error: ApiError, now: datetime, path: str, request_id: str) -> dict[str, Any]:
     """An error in the PRD's format (5.2)."""
-    body = {
+    return {
         "statusCode": error.status,
         "error": error.title,
         "message": error.message,
-        "timestamp": iso(call.now),
+        "timestamp": iso(now),
         "path": path,
-        "request_id": call.request_id,
+        "request_id": request_id,
         **error.extra,
     }
+
+
+def rendered(error: ApiError, call: Call, path: str) -> Answer:
+    """The answer that an error becomes."""
     headers = [
         (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in error.headers.items()
     ]
-    return Answer(body, error.status, headers)
+    return Answer(error_body(error, call.now, path, call.request_id), error.status, headers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,7 +17,13 @@ from starlette.responses import JSONResponse, Response
 from state_tracking_api import log, storage
 from state_tracking_api.auth import Keyring, masked
 from state_tracking_api.clock import Clock
-from state_tracking_api.errors import ApiError, FieldError, InvalidRequest, TooManyRequests
+from state_tracking_api.errors import (
+    ApiError,
+    FieldError,
+    InvalidRequest,
+    ServiceUnavailable,
+    TooManyRequests,
+)
 from state_tracking_api.http.call import SCOPE_KEY, Call, Resources
 from state_tracking_api.http.dispatch import rendered, send_answer
 from state_tracking_api.http.route import ClientDisconnected
@@ -142,6 +149,12 @@ class Errors:
             await self._app(scope, receive, watched)
         except ClientDisconnected:
             raise
+        except asyncio.CancelledError:
+            # uvicorn's last word to what is still under way when the time for a clean end is over.
+            if begun:
+                raise
+            error = ServiceUnavailable("The server is shutting down; try again", headers={"Retry-After": "1"})
+            await send_answer(rendered(error, scope[SCOPE_KEY], scope["path"]), error.status, send)
         except Exception as raised:
             call: Call = scope[SCOPE_KEY]
             error = self._as_api_error(raised, call)

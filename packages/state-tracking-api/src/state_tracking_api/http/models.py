@@ -52,7 +52,7 @@ UUID4 = r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-4[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-
 
 def _whole_number(value: object) -> object:
     """Only plain digits: no sign, no fraction, no spaces."""
-    if isinstance(value, str) and not (value.isascii() and value.isdigit() and len(value) < 16):
+    if isinstance(value, str) and not (value.isascii() and value.isdigit()):
         raise ValueError("must be a whole number")
     return value
 

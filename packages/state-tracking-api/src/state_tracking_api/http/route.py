@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
 from typing import Any, cast, get_args, get_type_hints
@@ -23,6 +24,7 @@ from starlette.routing import compile_path
 from state_tracking_api import metadata
 from state_tracking_api.errors import FieldError, InvalidRequest, PayloadTooLarge, UnsupportedMediaType
 from state_tracking_api.http.call import Call
+from state_tracking_api.http.models import NOT_BLANK, UUID4
 
 MAX_BODY_BYTES = 1024 * 1024
 
@@ -170,6 +172,8 @@ def _too_large() -> PayloadTooLarge:
 def _read_body(
     raw: bytes, headers: Mapping[bytes, bytes], adapter: TypeAdapter[Any], reserved: frozenset[str]
 ) -> Any:
+    if raw and headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+        raise UnsupportedMediaType("The body must be sent as it is, not compressed (no Content-Encoding)")
     content_type = headers.get(b"content-type")
     if content_type and raw:
         media_type = content_type.split(b";", 1)[0].strip().lower()
@@ -211,17 +215,20 @@ _MESSAGES = {
     "model_type": "must be an object",
     "model_attributes_type": "must be an object",
     "string_too_short": "must not be empty",
+    "int_parsing_size": "is too large",
 }
+_PATTERNS = {NOT_BLANK: "must not be blank", UUID4: "must be a UUID v4"}
 
 
-def _field_errors(error: ValidationError) -> list[FieldError]:
+def _field_errors(error: ValidationError, whole: str = "body") -> list[FieldError]:
     found: list[FieldError] = []
     for item in error.errors(include_url=False, include_input=False):
-        field = ".".join(str(part) for part in item["loc"]) or "body"
-        message = _MESSAGES.get(item["type"])
+        field = ".".join(str(part) for part in item["loc"]) or whole
+        message = _MESSAGES.get(item["type"]) or _PATTERNS.get(item.get("ctx", {}).get("pattern", ""))
         if message is None:
             message = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
             message = message.replace("String should", "must").replace("Value should", "must")
+            message = message.replace("List should", "must").replace(" after validation", "")
         found.append(FieldError(field=field, message=message))
     return found
 
@@ -272,14 +279,14 @@ def _read_query(query: bytes, adapter: TypeAdapter[Any]) -> Any:
     pairs = _pairs(query)
     values = dict(pairs)
     if len(values) < len(pairs):
-        twice = [name for name in values if sum(name == other for other, _ in pairs) > 1]
+        times = Counter(name for name, _ in pairs)
         raise InvalidRequest.of_fields(
-            [FieldError(field=n, message="is given more than once") for n in twice]
+            [FieldError(field=n, message="is given more than once") for n in times if times[n] > 1]
         )
     try:
         return adapter.validate_python(values)
     except ValidationError as error:
-        found = _field_errors(error)
+        found = _field_errors(error, whole="query")
         for item in found:
             if item["message"] == _MESSAGES["extra_forbidden"]:
                 item["message"] = "is not a known query parameter"
@@ -290,7 +297,7 @@ def _refuse_query(query: bytes) -> None:
     unknown = dict.fromkeys(name for name, _ in _pairs(query))
     if unknown:
         raise InvalidRequest.of_fields(
-            [FieldError(field=name, message="is not a known query parameter") for name in unknown]
+            [FieldError(field=name or "query", message="is not a known query parameter") for name in unknown]
         )
 
 
