@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import pymongo
 from fastapi import FastAPI
+from limits.errors import ConfigurationError as LimitsError
 from pymongo.errors import PyMongoError
 
 from state_tracking_api import analytics, clock, log
 from state_tracking_api.auth import Keyring
 from state_tracking_api.clock import Clock
+from state_tracking_api.errors import ConfigurationError
 from state_tracking_api.http import (
     dashboard,
     documented,
@@ -60,13 +62,17 @@ def create_app(settings: Settings, *, now: Clock = clock.now, **client_options: 
     `now` is the clock of everything in it, `client_options` go to the MongoDB client. Where the lifespan
     protocol is run (a server, not Lambda), the database is set up in the background, the scheduler runs, and
     both end with it. `app.state.resources` has the parts.
+
+    Raises ConfigurationError where an address in the settings cannot be used.
     """
     metrics = Metrics()
-    storage = Storage(settings, event_listeners=[QueryTimer(metrics)], **client_options)
+    with _usable("MONGODB_URI"):
+        storage = Storage(settings, event_listeners=[QueryTimer(metrics)], **client_options)
     # Told at once, not only when somebody asks: of several workers the one that answers /metrics is any.
     storage.breaker.on_change = metrics.show_circuit
     resources = Resources(settings, storage, metrics, started=now())
-    limiter = RateLimiter(settings, metrics, storage.database)
+    with _usable("RATE_LIMIT_STORAGE_URI"):
+        limiter = RateLimiter(settings, metrics, storage.database)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncGenerator[None]:
@@ -124,6 +130,15 @@ def create_app(settings: Settings, *, now: Clock = clock.now, **client_options: 
     layers = Envelope(Cors(Errors(guard), settings.cors_origins), resources, now)
     app.middleware_stack = _with_lifespan(app, layers)
     return app
+
+
+@contextlib.contextmanager
+def _usable(variable: str) -> Generator[None]:
+    """Name the variable where a library refuses its value; the library's words may quote a password."""
+    try:
+        yield
+    except (PyMongoError, LimitsError, ValueError, OSError):
+        raise ConfigurationError(f"{variable} is not an address that can be used") from None
 
 
 async def _keep_counting(resources: Resources, now: Clock) -> None:

@@ -65,9 +65,9 @@ def _serve(_options: argparse.Namespace) -> int:
 def _dev(options: argparse.Namespace) -> int:
     from state_tracking_api.embedded import EmbeddedError, Mongod
 
-    key = _dev_key(options.data_dir)
+    # Several processes would read an environment that names neither this database nor its key.
+    overrides: dict[str, Any] = {"workers": 1} if _has_keys() else {"workers": 1, "api_keys": str(uuid4())}
     # Checked before a database is started; the port of that one is known only afterwards.
-    overrides: dict[str, Any] = {} if _has_keys() else {"api_keys": f"dev={key}"}
     settings.load(mongodb_uri="mongodb://127.0.0.1", **overrides)
     try:
         mongod = Mongod.start(options.data_dir / "mongodb")
@@ -75,6 +75,8 @@ def _dev(options: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 1
     with mongod:
+        if not _has_keys():
+            overrides["api_keys"] = f"dev={_dev_key(options.data_dir)}"
         configured = settings.load(mongodb_uri=mongod.uri, **overrides)
         log.configure(configured.log_level, console=sys.stdout.isatty())
         secret = configured.api_keys[0].secret.get_secret_value()
@@ -86,11 +88,11 @@ def _has_keys() -> bool:
 
 
 def _dev_key(data_dir: Path) -> str:
-    """The key of this data directory, made at the first start and kept."""
+    """The key of this data directory, made at the first start and kept; whoever calls holds the directory."""
     path = data_dir / "api-key"
-    if path.exists():
-        return path.read_text().strip()
-    data_dir.mkdir(parents=True, exist_ok=True)
+    kept = path.read_text().strip() if path.exists() else ""
+    if kept:
+        return kept
     key = str(uuid4())
     path.touch(mode=0o600)
     path.write_text(f"{key}\n")
@@ -98,7 +100,9 @@ def _dev_key(data_dir: Path) -> str:
 
 
 def _greet(configured: Settings, key: str) -> None:
-    address = f"http://{configured.host}:{configured.port}"
+    # Where it listens everywhere, a browser on this machine finds it on the loopback address.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(configured.host, configured.host)  # noqa: S104
+    address = f"http://[{host}]:{configured.port}" if ":" in host else f"http://{host}:{configured.port}"
     print(
         "\n"
         "  Claude Projects is running.\n\n"

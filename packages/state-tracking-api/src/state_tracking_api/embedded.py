@@ -29,6 +29,8 @@ STOP_TIMEOUT_SECONDS = 30
 REPLICA_SET = "rs0"
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _DB_PATH_IN_USE = 100  # mongod's exit code when another mongod holds the data directory
+_ADDRESS_IN_USE = 48  # and when something else listens on its port
+_CANNOT_BE_LOADED = 127  # the dynamic linker's, such as where OpenSSL 3 is missing
 _NOT_YET_INITIALIZED = 94
 
 
@@ -192,35 +194,50 @@ def _launch(
         **parameters,
     }
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    log = data_dir / "mongod.log"
     while True:
         chosen = port or free_port()
         arguments = [
             *(str(binary), "--dbpath", str(database), "--replSet", REPLICA_SET),
             *("--bind_ip", "127.0.0.1", "--port", str(chosen), "--nounixsocket"),
-            *("--logpath", str(data_dir / "mongod.log"), "--logappend", "--oplogSize", "256"),
+            *("--logpath", str(log), "--logappend", "--oplogSize", "256"),
             *("--wiredTigerCacheSizeGB", "0.5"),
         ]
         for name, value in options.items():
             arguments += ["--setParameter", f"{name}={value}"]
         # A session of its own: Ctrl-C in the terminal must stop the API first and the database after it.
-        process = subprocess.Popen(  # noqa: S603
-            arguments,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=_die_with_parent(os.getpid()) if sys.platform == "linux" else None,  # noqa: PLW1509
-        )
+        with log.open("ab") as complaints:
+            process = subprocess.Popen(  # noqa: S603
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=complaints,
+                start_new_session=True,
+                preexec_fn=_die_with_parent(os.getpid()) if sys.platform == "linux" else None,  # noqa: PLW1509
+            )
         if _listens(process, chosen, deadline):
             return process, chosen
+        ended = process.poll()
         process.kill()
-        exit_code = process.wait()
-        # A mongod whose parent was killed needs a moment to shut down; any other reason is final.
-        if exit_code != _DB_PATH_IN_USE or time.monotonic() > deadline:
-            raise EmbeddedError(
-                f"mongod ended with exit code {exit_code}; its log is {data_dir / 'mongod.log'}"
-            )
+        process.wait()
+        # A mongod whose parent was killed needs a moment to shut down, and somebody may have been faster
+        # to take the free port; any other reason is final.
+        passing = ended == _DB_PATH_IN_USE or (ended == _ADDRESS_IN_USE and port is None)
+        if not passing or time.monotonic() > deadline:
+            raise EmbeddedError(_why(ended, log))
         time.sleep(0.1)
+
+
+def _why(exit_code: int | None, log: Path) -> str:
+    """Why mongod did not start, in one sentence."""
+    if exit_code is None:
+        return f"mongod did not come up within {START_TIMEOUT_SECONDS} seconds; its log is {log}"
+    if exit_code == _CANNOT_BE_LOADED:
+        words = log.read_text(errors="replace").splitlines()
+        return f"mongod cannot run on this system: {words[-1] if words else 'it cannot be loaded'}"
+    if exit_code == -signal.SIGILL:
+        return "mongod cannot run on this processor: MongoDB 5 and newer need AVX"
+    return f"mongod ended with exit code {exit_code}; its log is {log}"
 
 
 def _listens(process: subprocess.Popen[bytes], port: int, deadline: float) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import signal
@@ -61,11 +62,12 @@ class Server(uvicorn.Server):
 def run(configured: Settings, on_start: Callable[[], None] | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is in flight; `on_start` is called once it listens.
 
-    Raises OSError where the address cannot be listened on.
+    Raises OSError where the address cannot be listened on, ConfigurationError where another cannot be used.
     """
     listener = _listen(configured)
+    app = create_app(configured)  # of several workers each makes its own, but only here is a refusal seen
     if configured.workers == 1:
-        server = Server(_config(create_app(configured)))
+        server = Server(_config(app))
         server.on_start = on_start
         server.run(sockets=[listener])
         return
@@ -164,5 +166,8 @@ def _listen(configured: Settings) -> socket.socket:
     except OSError:
         listener.close()
         raise
+    except UnicodeError:
+        listener.close()
+        raise OSError(errno.EINVAL, "not the name of a host") from None
     listener.set_inheritable(True)
     return listener

@@ -46,7 +46,9 @@ def _listed(value: object) -> object:
     return [entry.strip() for entry in value.split(",") if entry.strip()] if isinstance(value, str) else value
 
 
-Milliseconds = Annotated[int, Field(gt=0)]
+# What can be reckoned with: times stay within the calendar, the driver takes timeouts below 1e9.
+Silence = Annotated[int, Field(gt=0, le=10**12)]
+Timeout = Annotated[int, Field(gt=0, lt=10**9)]
 
 
 class Settings(BaseSettings):
@@ -77,25 +79,25 @@ class Settings(BaseSettings):
         default="development", pattern=r"^[A-Za-z0-9_-]+$", description="`production` in production"
     )
     log_level: str = Field(default="info", description="debug, info, warning or error")
-    stall_threshold_ms: Milliseconds = Field(
+    stall_threshold_ms: Silence = Field(
         default=180_000, description="Silence after which an active session counts as stalled"
     )
-    stall_scan_interval_seconds: Annotated[int, Field(gt=0)] = Field(
+    stall_scan_interval_seconds: Annotated[int, Field(gt=0, le=86_400)] = Field(
         default=120, description="At most this long between two stall scans"
     )
     retention_days: Annotated[int, Field(gt=0, le=20_000)] = Field(
         default=30, description="How long ended sessions and tasks are kept"
     )
-    rate_limit_per_minute: Annotated[int, Field(gt=0)] = Field(
+    rate_limit_per_minute: Annotated[int, Field(gt=0, le=10**9)] = Field(
         default=100, description="Requests per API key in any 60 seconds"
     )
     rate_limit_storage_uri: SecretStr = Field(
         default=SecretStr("memory://"),
         description="Where the requests are counted: memory://, redis://… or mongodb://…",
     )
-    request_timeout_ms: Milliseconds = Field(default=29_000, description="A request past it is answered 504")
-    db_timeout_ms: Milliseconds = Field(default=10_000, description="A query past it is answered 504")
-    machine_offline_threshold_ms: Milliseconds = Field(
+    request_timeout_ms: Timeout = Field(default=29_000, description="A request past it is answered 504")
+    db_timeout_ms: Timeout = Field(default=10_000, description="A query past it is answered 504")
+    machine_offline_threshold_ms: Silence = Field(
         default=300_000, description="Silence after which an online machine goes offline"
     )
     abandon_after_hours: Annotated[int, Field(ge=0, le=24 * 365)] = Field(
@@ -131,6 +133,8 @@ class Settings(BaseSettings):
                 parse_uri(text, warn=False)
             except (PyMongoError, ValueError):  # their messages may quote the password
                 raise ValueError("is not a valid connection string") from None
+            except OSError as error:
+                raise ValueError(f"names a file that cannot be read, {error.filename}") from None
         return value
 
     @field_validator("api_keys", mode="before")

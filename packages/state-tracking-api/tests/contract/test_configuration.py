@@ -49,6 +49,11 @@ def test_every_number_that_is_wrong_is_named_at_once(value: str) -> None:
     assert not any(name in line for name in VALID)
 
 
+def test_numbers_that_cannot_be_reckoned_with_are_named_at_once() -> None:
+    line = refusal(**dict.fromkeys(NUMBERS, "9" * 20))
+    assert [name for name in NUMBERS if name not in line] == []
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -63,12 +68,16 @@ def test_every_number_that_is_wrong_is_named_at_once(value: str) -> None:
         {"API_KEYS": KEY.replace("-", "")},
         {"API_KEYS": "9b2f0f0e-7c0a-11ee-b962-0242ac120002"},
         {"API_KEYS": ","},
+        {"MONGODB_URI": "mongodb+srv://cluster.example.com:27017/"},
+        {"MONGODB_URI": "mongodb://127.0.0.1/?tls=true&tlsCAFile=/no/such/file"},
+        {"RATE_LIMIT_STORAGE_URI": "redis://user:hunter2@host:port"},
     ],
     ids=str,
 )
 def test_a_malformed_variable_is_named(wrong: dict[str, str]) -> None:
     line = refusal(**wrong)
     assert {name for name in (*VALID, *NUMBERS, *wrong) if name in line} == set(wrong)
+    assert "hunter2" not in line
 
 
 def test_no_secret_stands_in_the_refusal() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +18,9 @@ import pytest
 from pymongo import MongoClient
 
 from api_harness.server import clean_environment, free_port, wait_until
-from state_tracking_api import embedded
+from state_tracking_api import cli, embedded
 from state_tracking_api.embedded import EmbeddedError, Mongod
+from state_tracking_api.settings import load
 
 COMMAND = Path(sys.executable).with_name("state-tracking-api")
 
@@ -176,3 +179,54 @@ def test_without_any_mongod_the_sentence_says_what_to_install(monkeypatch: pytes
     monkeypatch.setattr(embedded.importlib.resources, "files", missing)
     with pytest.raises(EmbeddedError, match=r"install MongoDB 6\.0 or newer"):
         embedded.find_mongod()
+
+
+@pytest.mark.parametrize(
+    ("script", "sentence"),
+    [
+        (
+            "echo 'libcrypto.so.3: cannot open shared object file' >&2; exit 127",
+            "libcrypto.so.3: cannot open",
+        ),
+        ("kill -ILL $$", "need AVX"),
+        ("exit 14", "ended with exit code 14; its log is "),
+    ],
+)
+def test_a_mongod_that_cannot_run_here_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, sentence: str
+) -> None:
+    stand_in(monkeypatch, tmp_path, script)
+    with pytest.raises(EmbeddedError, match=re.escape(sentence)):
+        Mongod.start(tmp_path / "data")
+
+
+def test_a_free_port_that_was_taken_in_the_meantime_is_not_the_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real = embedded.find_mongod()
+    once = tmp_path / "once"
+    stand_in(monkeypatch, tmp_path, f'test -e {once} || {{ touch {once}; exit 48; }}; exec {real} "$@"')
+    with Mongod.start(tmp_path / "data") as running, MongoClient(running.uri) as client:
+        assert client.admin.command("ping")["ok"] == 1
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, directory: Path, script: str) -> None:
+    """Put a mongod of this shell script first on PATH."""
+    program = directory / "bin" / "mongod"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+
+
+def test_a_key_file_left_empty_by_a_crash_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "api-key").touch()
+    with dev(tmp_path / "data") as running:
+        assert uuid.UUID(running.key).version == 4
+
+
+def test_the_greeting_has_an_address_that_can_be_opened(capsys: pytest.CaptureFixture[str]) -> None:
+    for host, address in (("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]"), ("box", "box")):  # noqa: S104
+        cli._greet(load(mongodb_uri="mongodb://x", api_keys=str(uuid.uuid4()), host=host, port=3000), "key")
+        assert f"http://{address}:3000/dashboard" in capsys.readouterr().out
