@@ -65,6 +65,9 @@ RECOVERABLE = (SessionStatus.FAILED, SessionStatus.STALLED)
 TASK_FINISHED = (TaskStatus.COMPLETED, TaskStatus.FAILED)
 TASK_OPEN = (TaskStatus.PENDING, TaskStatus.IN_PROGRESS, TaskStatus.BLOCKED)
 
+# Of the reason for a transition so much is recorded; an error message as a whole stands in its own field.
+EVENT_REASON_LENGTH = 1000
+
 _EVERY_SESSION_STATUS = frozenset(SessionStatus)
 _NO_STATUS: frozenset[SessionStatus] = frozenset()
 
@@ -147,4 +150,5 @@ def is_healthy(session: Document, now: datetime, default: timedelta, outage: Out
 
 def event(stamp: Stamp, before: str | None, after: str, reason: str | None) -> Document:
     """A transition as it is recorded in the document that makes it, in the same write."""
-    return {"at": stamp.now, "from": before, "to": after, "actor": stamp.actor, "reason": reason}
+    short = None if reason is None else reason[:EVENT_REASON_LENGTH]
+    return {"at": stamp.now, "from": before, "to": after, "actor": stamp.actor, "reason": short}

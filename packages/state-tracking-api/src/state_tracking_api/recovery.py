@@ -228,7 +228,8 @@ async def _carry(
                 "error_message": why,
                 "completed_at": stamp.now,
             }
-            update["$push"] = {"events": event(stamp, TaskStatus.IN_PROGRESS, TaskStatus.FAILED, why)}
+            happened = event(stamp, TaskStatus.IN_PROGRESS, TaskStatus.FAILED, why)
+            update["$push"] = {"events": transitions.pushed(happened)}
         changed.append(UpdateOne({"task_id": task["task_id"], "status": task["status"]}, update))
     if created:
         await storage.tasks.insert_many(created, session=txn)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pymongo
 from pymongo import ASCENDING, DESCENDING
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
@@ -31,6 +32,7 @@ _OVERTAKEN = {
     276: "IndexBuildAborted",
 }
 ATTEMPTS = 20
+INDEX_BUILD_SECONDS = 3600
 
 # Names of the unique indexes that domain code reacts to.
 ONE_ACTIVE_SESSION = "one_active_session"
@@ -259,7 +261,9 @@ async def _apply_indexes(collection: AsyncCollection[Document], wanted: Sequence
             except OperationFailure as error:
                 if error.code != _INDEX_NOT_FOUND:
                     raise
-        await collection.create_index(list(index.keys), **index.options)
+        # Of a large collection that takes longer than any query may.
+        with pymongo.timeout(INDEX_BUILD_SECONDS):
+            await collection.create_index(list(index.keys), **index.options)
 
 
 def _same(found: Mapping[str, Any], index: Index) -> bool:

@@ -185,7 +185,8 @@ async def heartbeat(
         condition: Document = {"session_id": session_id, "status": session["status"]}
         update: Document = {"$set": {**fields, **merged}, "$push": {"beats": _beat(stamp.now)}}
         if session["status"] == SessionStatus.STALLED:
-            update = {"$set": {**revival, **merged}, "$push": {"beats": _beat(stamp.now), "events": happened}}
+            beaten_and_revived = {"beats": _beat(stamp.now), "events": transitions.pushed(happened)}
+            update = {"$set": {**revival, **merged}, "$push": beaten_and_revived}
         return await _write(storage, txn, condition, update)
 
     beaten = await _one_active(storage, session_id, revive)
@@ -215,7 +216,7 @@ async def _update_in_place(
     if "last_heartbeat" in fields:
         pushed["beats"] = _beat(fields["last_heartbeat"])
     if happened is not None:
-        pushed["events"] = happened
+        pushed["events"] = transitions.pushed(happened)
     update: Any = {"$set": fields, "$push": pushed} if pushed else {"$set": fields}
     if patch:
         if not metadata.fits_expression(patch):
@@ -223,25 +224,25 @@ async def _update_in_place(
         size = len(metadata.encode(patch))
         # What is stored plus the patch bounds what comes out, so below this nothing can grow too large.
         condition["metadata_bytes"] = {"$lte": metadata.MAX_BYTES - size}
-        update = _as_pipeline(fields, pushed, patch, size)
+        update = _as_pipeline(fields, happened, patch, size)
     return await storage.sessions.find_one_and_update(
         condition, update, projection=WITHOUT_EVENTS, return_document=ReturnDocument.AFTER
     )
 
 
-def _as_pipeline(fields: Mapping[str, Any], pushed: Document, patch: Json, size: int) -> list[Document]:
+def _as_pipeline(
+    fields: Mapping[str, Any], happened: Document | None, patch: Json, size: int
+) -> list[Document]:
     """The same update where metadata is merged, which only a pipeline can do; values are literals in it."""
     none: list[Any] = []
     change: Document = {name: {"$literal": value} for name, value in fields.items()}
     change["metadata"] = metadata.merge_expression(patch)
     change["metadata_bytes"] = {"$add": ["$metadata_bytes", size]}
-    if "beats" in pushed:
-        kept = {"$concatArrays": [{"$ifNull": ["$beats", none]}, pushed["beats"]["$each"]]}
+    if "last_heartbeat" in fields:
+        kept = {"$concatArrays": [{"$ifNull": ["$beats", none]}, [fields["last_heartbeat"]]]}
         change["beats"] = {"$slice": [kept, -BEATS_KEPT]}
-    if "events" in pushed:
-        change["events"] = {
-            "$concatArrays": [{"$ifNull": ["$events", none]}, [{"$literal": pushed["events"]}]]
-        }
+    if happened is not None:
+        change["events"] = transitions.appended({"$literal": happened})
     return [{"$set": change}]
 
 
@@ -288,12 +289,19 @@ async def patch(
 
     async def thoroughly(txn: Transaction) -> Document:
         session = await get(storage, session_id, txn)
-        if changes and not is_live(session):
-            raise transitions.ended(session)
+        _check_changes(session, changes)
         update = {"$set": {**fields, **_merged(session, patch)}}
         return await _write(storage, txn, {"session_id": session_id}, update)
 
     return await storage.transaction(thoroughly)
+
+
+def _check_changes(session: Document, changes: Mapping[str, Any]) -> None:
+    """Raise Conflict where more than metadata may not be changed any more."""
+    if changes and not is_live(session):
+        raise transitions.ended(session)
+    if "current_task_id" in changes and is_fenced(session):
+        raise transitions.fenced(session)
 
 
 async def _patch_status(
@@ -306,14 +314,13 @@ async def _patch_status(
 ) -> Document:
     async def work(txn: Transaction) -> Document:
         session = await get(storage, session_id, txn)
+        _check_changes(session, changes)
         fields = {**changes, **_merged(session, patch)}
         if session["status"] != status:
             transitions.check_session_transition(session, status)
             return await transitions.enter_session_status(
                 storage, txn, session, status, stamp, reason="patched", changes=fields
             )
-        if changes and not is_live(session):
-            raise transitions.ended(session)
         if not fields:
             return session
         update = {"$set": {"updated_at": stamp.now, **fields}}

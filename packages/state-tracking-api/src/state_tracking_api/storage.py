@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
@@ -126,7 +127,8 @@ class Storage:
     async def prepare(self) -> None:
         """Bring collections and indexes up to date; callers at the same time share one attempt."""
         if self._preparation is None or self._preparation.done():
-            self._preparation = asyncio.create_task(self._prepare())
+            # In a context of its own: the deadline of whoever comes first is not that of the setup.
+            self._preparation = asyncio.create_task(self._prepare(), context=contextvars.Context())
         await asyncio.shield(self._preparation)
 
     async def _prepare(self) -> None:

@@ -37,6 +37,20 @@ from state_tracking_api.storage import Storage, Transaction
 # What is read of a session or a task; the recorded events and heartbeats stay behind.
 WITHOUT_EVENTS = {"_id": 0, "events": 0, "beats": 0}
 
+# How many transitions a document remembers: it must not grow for ever, however often its status changes.
+EVENTS_KEPT = 500
+
+
+def pushed(happened: Document) -> Document:
+    """The operand of `$push` that records an event."""
+    return {"$each": [happened], "$slice": -EVENTS_KEPT}
+
+
+def appended(happened: Document) -> Document:
+    """The same as an expression, for a pipeline; `happened` is one, too."""
+    none: list[Document] = []
+    return {"$slice": [{"$concatArrays": [{"$ifNull": ["$events", none]}, [happened]]}, -EVENTS_KEPT]}
+
 
 def ended(session: Document) -> Conflict:
     """The answer to whoever still works for a session that has ended; names the one that has taken over."""
@@ -74,7 +88,7 @@ def session_update(
     if to == SessionStatus.STALLED:
         happened["silent_since"] = session["last_heartbeat"]
     condition = {"session_id": session["session_id"], "status": session["status"]}
-    return condition, {"$set": fields, "$push": {"events": happened}, "$inc": {"revision": 1}}
+    return condition, {"$set": fields, "$push": {"events": pushed(happened)}, "$inc": {"revision": 1}}
 
 
 async def enter_session_status(
@@ -123,7 +137,9 @@ async def fail_tasks_in_progress(
             "error_message": why,
         }
         happened = event(stamp, TaskStatus.IN_PROGRESS, TaskStatus.FAILED, why)
-        await storage.tasks.update_many(running, {"$set": fields, "$push": {"events": happened}}, session=txn)
+        await storage.tasks.update_many(
+            running, {"$set": fields, "$push": {"events": pushed(happened)}}, session=txn
+        )
     return ids
 
 
@@ -136,7 +152,6 @@ async def stall_silent(
     between wins.
     """
     marker = str(uuid4())
-    none: list[Document] = []
     happened = event(
         stamp, SessionStatus.ACTIVE, SessionStatus.STALLED, "silent for longer than its threshold"
     )
@@ -146,12 +161,7 @@ async def stall_silent(
         "updated_at": stamp.now,
         "stall_scan": marker,
         "revision": {"$add": [{"$ifNull": ["$revision", 0]}, 1]},
-        "events": {
-            "$concatArrays": [
-                {"$ifNull": ["$events", none]},
-                [{**literal, "silent_since": "$last_heartbeat"}],
-            ]
-        },
+        "events": appended({**literal, "silent_since": "$last_heartbeat"}),
     }
     among = {"_id": {"$in": list(candidates)}}
     await storage.sessions.update_many({**among, **silent}, [{"$set": change}])

@@ -253,6 +253,16 @@ def test_a_session_whose_assignment_was_cleared_is_fenced_off(api: Api) -> None:
     api.session(machine_id=machine["machine_id"], docker_slot=1)
 
 
+def test_a_fenced_session_takes_no_current_task_but_late_evidence(api: Api) -> None:
+    session = api.session_in("stalled")
+    expect(api.act(session, "prepare-recovery", {"clear_machine_assignment": True}), 200)
+    path = f"/api/sessions/{session['session_id']}"
+    for body in ({"current_task_id": "t"}, {"current_task_id": "t", "status": "stalled"}):
+        expect_error(api.patch(path, json=body), 409, says="being recovered")
+    assert expect(api.patch(path, json={"metadata": {"late": 1}}), 200)["metadata"]["late"] == 1
+    assert api.read_session(session)["current_task_id"] is None
+
+
 def test_a_session_that_was_prepared_without_clearing_is_not_fenced_off(api: Api) -> None:
     machine = api.machine()
     session = api.session(machine_id=machine["machine_id"], docker_slot=1)

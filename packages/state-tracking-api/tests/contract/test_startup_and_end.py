@@ -235,6 +235,21 @@ def test_data_that_breaks_a_unique_index_is_told_and_nothing_is_written(own: Ser
     assert any(line["message"] == "Database cannot be set up" for line in second.lines)
 
 
+def test_an_index_may_take_longer_to_build_than_a_query_may(
+    own: Servers, mongo: MongoClient[Document]
+) -> None:
+    database = own.database()
+    slow = {"failCommands": ["createIndexes"], "namespace": f"{database.name}.sessions"}
+    slow |= {"blockConnection": True, "blockTimeMS": 1500}
+    mongo.admin.command("configureFailPoint", "failCommand", mode={"times": 1}, data=slow)
+    try:
+        server = own.start(database, DB_TIMEOUT_MS="1000")
+        server.line_where(lambda line: line["message"] == "Database is set up", "it is set up")
+    finally:
+        mongo.admin.command("configureFailPoint", "failCommand", mode="off")
+    assert not [line for line in server.lines if line["message"] == "Database is not set up yet"]
+
+
 def test_a_wrong_password_is_told_in_the_log_and_is_503(own: Servers) -> None:
     uri = own.uri.replace("mongodb://", "mongodb://nobody:wrong-secret@")
     server = own.start(MONGODB_URI=uri)

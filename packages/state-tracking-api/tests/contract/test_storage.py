@@ -9,8 +9,10 @@ import pytest
 from bson import ObjectId
 from pymongo.errors import DuplicateKeyError, WriteError
 
-from api_harness.api import Api, Json, expect, unique, uuid4
+from api_harness.api import Api, Json, ago, expect, unique, uuid4
 from api_harness.servers import Document, Documents
+from state_tracking_api.lifecycle import EVENT_REASON_LENGTH
+from state_tracking_api.transitions import EVENTS_KEPT
 
 
 def stored(database: Documents, session: Json) -> Document:
@@ -34,6 +36,43 @@ def test_two_active_sessions_of_one_place_cannot_be_stored(api: Api, database: D
     database.sessions.insert_one(
         copy_of(database, session, project_id=session["project_id"], status="paused")
     )
+
+
+@pytest.mark.parametrize(
+    ("before", "method", "action", "body"),
+    [
+        ("active", "PATCH", "", {"status": "paused"}),
+        ("stalled", "POST", "/heartbeat", None),
+        ("stalled", "POST", "/heartbeat", {"metadata": {"a": 1}}),
+        ("stalled", "POST", "/heartbeat", {"metadata": {"a": {"b": {"c": {"d": {"e": {"f": 1}}}}}}}),
+        ("active", "POST", "/mark-failed", {"error_message": "x" * 30_000}),
+    ],
+    ids=["patch", "heartbeat", "heartbeat with metadata", "heartbeat with deep metadata", "long message"],
+)
+def test_a_session_whose_status_changes_without_end_does_not_grow_without_end(
+    api: Api, database: Documents, before: str, method: str, action: str, body: Json | None
+) -> None:
+    session = api.session_in(before)
+    mine = {"session_id": session["session_id"]}
+    first = {"at": ago(days=1), "from": None, "to": "active", "actor": "key:x", "reason": None}
+    database.sessions.update_one(mine, {"$set": {"events": [first] * EVENTS_KEPT}})
+    expect(api.request(method, f"/api/sessions/{session['session_id']}{action}", json=body), 200)
+    events = stored(database, session)["events"]
+    assert len(events) == EVENTS_KEPT
+    assert [event["from"] for event in events[-2:]] == [None, before]
+    assert len(events[-1]["reason"]) <= EVENT_REASON_LENGTH
+
+
+def test_a_task_that_is_tried_without_end_does_not_grow_without_end(api: Api, database: Documents) -> None:
+    session = api.session()
+    task = api.task_in(session, "failed")
+    old = {"at": ago(days=1), "from": "blocked", "to": "failed", "actor": "key:x", "reason": None}
+    database.tasks.update_one({"task_id": task["task_id"]}, {"$set": {"events": [old] * EVENTS_KEPT}})
+    api.set_task(task, "blocked")
+    found = database.tasks.find_one({"task_id": task["task_id"]})
+    assert found
+    assert len(found["events"]) == EVENTS_KEPT
+    assert found["events"][-1]["to"] == "blocked"
 
 
 def test_two_live_sessions_on_one_slot_cannot_be_stored(api: Api, database: Documents) -> None:
