@@ -81,9 +81,9 @@ async def register(
         return await _write(storage, txn, identifier, {"$set": fields}), False
 
     try:
-        machine, created = await storage.transaction(work)
+        machine, created = await storage.transaction(work, identifier)
     except DuplicateKeyError:  # registered by somebody else between our reading and our writing
-        machine, created = await storage.transaction(work)
+        machine, created = await storage.transaction(work, identifier)
     log.get().info("Machine registered", machine_id=identifier, hostname=hostname, created=created)
     return machine, created
 
@@ -126,7 +126,7 @@ async def patch(
             fields["metadata"] = metadata.merged_into(machine, patch)
         return await _write(storage, txn, machine_id, {"$set": fields})
 
-    return await storage.transaction(work)
+    return await storage.transaction(work, machine_id)
 
 
 async def heartbeat(storage: Storage, machine_id: str, stamp: Stamp, *, patch: Json | None) -> Document:
@@ -145,7 +145,7 @@ async def heartbeat(storage: Storage, machine_id: str, stamp: Stamp, *, patch: J
             fields["metadata"] = metadata.merged_into(machine, patch)
         return await _write(storage, txn, machine_id, {"$set": fields})
 
-    return await storage.transaction(work)
+    return await storage.transaction(work, machine_id)
 
 
 async def sync(storage: Storage, machine_id: str, stamp: Stamp) -> None:
@@ -161,7 +161,7 @@ async def sync(storage: Storage, machine_id: str, stamp: Stamp) -> None:
                 storage, txn, machine_id, {"$set": {"active_sessions": present, "updated_at": stamp.now}}
             )
 
-    await storage.transaction(work)
+    await storage.transaction(work, machine_id)
 
 
 async def delete(storage: Storage, machine_id: str, stamp: Stamp) -> None:
@@ -176,7 +176,7 @@ async def delete(storage: Storage, machine_id: str, stamp: Stamp) -> None:
         await transitions.lock_machine(storage, txn, machine_id, stamp.now)
         await storage.machines.delete_one({"machine_id": machine_id}, session=txn)
 
-    await storage.transaction(work)
+    await storage.transaction(work, machine_id)
     log.get().info("Machine deleted", machine_id=machine_id)
 
 

@@ -75,7 +75,7 @@ async def prepare(storage: Storage, session_id: str, stamp: Stamp, *, clear_mach
         )
         return await state(storage, session_id, txn)
 
-    prepared = await storage.transaction(work)
+    prepared = await storage.transaction(work, session_id)
     log.get().info(
         "Recovery prepared", session_id=session_id, machine_assignment_cleared=clear_machine_assignment
     )
@@ -127,7 +127,7 @@ async def recover(
 
     for _ in range(sessions.ATTEMPTS):
         try:
-            successor, created = await storage.transaction(work, contended=session_id)
+            successor, created = await storage.transaction(work, session_id, new_machine_id)
         except DuplicateKeyError as error:
             original = await sessions.get(storage, session_id)
             place = {**original, "machine_id": new_machine_id, "docker_slot": docker_slot}
@@ -266,6 +266,6 @@ async def archive(storage: Storage, session_id: str, stamp: Stamp) -> Document:
         await storage.tasks.update_many({"session_id": session_id}, {"$set": {"archived": True}}, session=txn)
         return archived or session
 
-    archived = await storage.transaction(work)
+    archived = await storage.transaction(work, session_id)
     log.get().info("Session archived", session_id=session_id, project_id=archived["project_id"])
     return archived

@@ -127,7 +127,7 @@ async def create(
 
     for _ in range(ATTEMPTS):
         try:
-            await storage.transaction(work, contended=machine_id)
+            await storage.transaction(work, machine_id)
         except DuplicateKeyError as error:
             conflict = await transitions.collision(storage, error, session)
             if conflict is not None:
@@ -173,7 +173,7 @@ async def heartbeat(
         revived = await _update_in_place(
             storage, session_id, (SessionStatus.STALLED,), revival, patch, happened
         )
-        return revived or await storage.transaction(thoroughly)
+        return revived or await storage.transaction(thoroughly, session_id)
 
     async def thoroughly(txn: Transaction) -> Document:
         session = await get(storage, session_id, txn)
@@ -293,7 +293,7 @@ async def patch(
         update = {"$set": {**fields, **_merged(session, patch)}}
         return await _write(storage, txn, {"session_id": session_id}, update)
 
-    return await storage.transaction(thoroughly)
+    return await storage.transaction(thoroughly, session_id)
 
 
 def _check_changes(session: Document, changes: Mapping[str, Any]) -> None:
@@ -326,7 +326,7 @@ async def _patch_status(
         update = {"$set": {"updated_at": stamp.now, **fields}}
         return await _write(storage, txn, {"session_id": session_id}, update)
 
-    changed = await _one_active(storage, session_id, lambda: storage.transaction(work))
+    changed = await _one_active(storage, session_id, lambda: storage.transaction(work, session_id))
     _log("Session status patched", changed, status=str(status))
     return changed
 
@@ -355,7 +355,7 @@ async def delete(storage: Storage, session_id: str, stamp: Stamp) -> None:
             await transitions.leave_machine(storage, txn, session, stamp.now)
         return session
 
-    session = await storage.transaction(work, contended=session_id)
+    session = await storage.transaction(work, session_id)
     if session is None:
         raise NotFound(f"Session {session_id} does not exist")
     _log("Session deleted", session)
@@ -384,7 +384,7 @@ async def mark_failed(
         )
         return failed, True
 
-    session, changed = await storage.transaction(work)
+    session, changed = await storage.transaction(work, session_id)
     if changed:
         _log("Session marked failed", session, error_message=error_message)
     return session
@@ -408,7 +408,7 @@ async def fail_if(
         _log("Session marked failed", session, error_message=reason)
         return True
 
-    return await storage.transaction(work)
+    return await storage.transaction(work, session_id)
 
 
 async def mark_stalled(storage: Storage, session_id: str, stamp: Stamp) -> Document:
@@ -424,7 +424,7 @@ async def mark_stalled(storage: Storage, session_id: str, stamp: Stamp) -> Docum
         )
         return stalled, True
 
-    session, changed = await storage.transaction(work)
+    session, changed = await storage.transaction(work, session_id)
     if changed:
         _log("Session marked stalled", session)
     return session

@@ -7,7 +7,6 @@ import contextlib
 import contextvars
 import math
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import nullcontext
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 from weakref import WeakValueDictionary
@@ -157,17 +156,17 @@ class Storage:
                 )
                 await asyncio.sleep(SETUP_RETRY_SECONDS)
 
-    async def transaction(
-        self, work: Callable[[Transaction], Awaitable[Result]], contended: str | None = None
-    ) -> Result:
+    async def transaction(self, work: Callable[[Transaction], Awaitable[Result]], *contended: str) -> Result:
         """Run `work` in one transaction: all of its writes happen, or none does.
 
         `work` is run again where another writer was in the way, so it must have no effect but its writes.
-        `contended` names what many may want to write at once, a machine or a session: within this process
+        `contended` names what many may want to write at once, machines or sessions: within this process
         they then queue for it, where running again and again would let some of them starve.
         """
-        lane = self._lanes.setdefault(contended, asyncio.Lock()) if contended else nullcontext()
-        async with lane, self.client.start_session() as session:
+        async with contextlib.AsyncExitStack() as lanes:
+            for name in sorted({*contended}):  # in one order, so that no two wait for each other
+                await lanes.enter_async_context(self._lanes.setdefault(name, asyncio.Lock()))
+            session = await lanes.enter_async_context(self.client.start_session())
             return await session.with_transaction(
                 work,
                 read_concern=ReadConcern("snapshot"),

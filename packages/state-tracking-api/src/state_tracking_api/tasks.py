@@ -113,7 +113,7 @@ async def create(
             raise await _why_not(storage, txn, session_id, project_id)
         await storage.tasks.insert_one(task, session=txn)
 
-    await storage.transaction(work, contended=session_id)
+    await storage.transaction(work, session_id)
     log.get().info("Task created", task_id=task["task_id"], session_id=session_id, project_id=project_id)
     return task
 
@@ -187,7 +187,7 @@ async def patch(
         assert changed is not None, "the transaction's snapshot had this task in this status"  # noqa: S101
         return changed
 
-    changed = await storage.transaction(work, contended=task_id)
+    changed = await storage.transaction(work, task_id)
     if status is not None:
         log.get().info(
             "Task status changed", task_id=task_id, session_id=changed["session_id"], status=changed["status"]
@@ -272,7 +272,7 @@ async def delete(storage: Storage, task_id: str, stamp: Stamp) -> None:
             )
         return task
 
-    task = await storage.transaction(work)
+    task = await storage.transaction(work, task_id)
     if task is None:
         raise NotFound(f"Task {task_id} does not exist")
     log.get().info("Task deleted", task_id=task_id, session_id=task["session_id"])

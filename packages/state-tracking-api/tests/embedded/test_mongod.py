@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import os
 import re
 import signal
@@ -176,7 +177,7 @@ def test_without_any_mongod_the_sentence_says_what_to_install(monkeypatch: pytes
     def missing(_package: str) -> None:
         raise ModuleNotFoundError
 
-    monkeypatch.setattr(embedded.importlib.resources, "files", missing)
+    monkeypatch.setattr(importlib.resources, "files", missing)
     with pytest.raises(EmbeddedError, match=r"install MongoDB 6\.0 or newer"):
         embedded.find_mongod()
 

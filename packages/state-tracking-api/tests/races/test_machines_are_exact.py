@@ -161,3 +161,30 @@ async def test_no_session_enters_a_machine_that_goes_into_maintenance(pair: Pair
     assert len(api.read_machine(machine)["active_sessions"]) == statuses(answers)[201]
     body = {"project_id": unique("project"), "machine_id": machine["machine_id"]}
     assert (await pair.post("/api/sessions", body)).status_code == 409
+
+
+async def test_within_a_process_those_who_want_the_same_machine_queue_for_it(
+    api: Api, mongo: MongoClient[Document]
+) -> None:
+    """Who is only tried again and again may lose every time, until the request has timed out."""
+
+    def collisions() -> int:
+        return mongo.admin.command("serverStatus")["transactions"]["totalAborted"]
+
+    machine = api.machine(docker_slots=list(range(60)))
+    path = f"/api/machines/{machine['machine_id']}"
+    again = {name: machine[name] for name in ("machine_id", "hostname", "docker_slots")}
+    sessions = [{"project_id": unique("project"), "machine_id": machine["machine_id"]} for _ in range(10)]
+    original = api.session_in("stalled")
+    takeover = {"new_machine_id": machine["machine_id"]}
+    before = collisions()
+    async with load.Crowd(str(api.http.base_url), api.http.headers["X-API-Key"]) as crowd:
+        answers = await load.at_once(
+            *(crowd.request("PATCH", path, {"metadata": {str(n): n}}) for n in range(10)),
+            *(crowd.request("POST", f"{path}/heartbeat") for _ in range(10)),
+            *(crowd.request("POST", "/api/machines", again) for _ in range(10)),
+            *(crowd.request("POST", "/api/sessions", new) for new in sessions),
+            crowd.request("POST", f"/api/sessions/{original['session_id']}/recover", takeover),
+        )
+    assert statuses(answers) == {200: 30, 201: 11}
+    assert collisions() == before
