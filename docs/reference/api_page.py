@@ -243,7 +243,7 @@ All errors look like this. `errors` is there on a 400 from validation, and lists
 | 400 | wrong in itself, or for the state of its own resource | mend the request |
 | 401 | no key, or one that does not fit | check the key |
 | 404 | the session, task or machine does not exist | |
-| 405, 413, 415 | wrong method; a body over 1 MiB; a body that is no JSON | mend the request |
+| 405, 413, 415 | wrong method; a body over 1 MiB; a body that is no JSON, or compressed | mend the request |
 | 409 | it collides with another resource (`existing_session_id`), or has been overtaken (`recovered_by`) | stop: somebody else has the work |
 | 429 | too many requests with this key | wait for `Retry-After` seconds |
 | 500 | a defect of the server | report it with the `request_id` |
