@@ -11,6 +11,15 @@ WINDOW_SECONDS = 60.0
 COOL_DOWN_SECONDS = 30.0
 
 
+class Pass:
+    """The right to call the database once; what became of it is told with the pass in hand."""
+
+    __slots__ = ()
+
+
+_PASS = Pass()
+
+
 class CircuitBreaker:
     """Closed: everything passes. Open: nothing does. Half open: one trial decides."""
 
@@ -19,7 +28,8 @@ class CircuitBreaker:
         self.on_change: Callable[[str], None] | None = None
         self._failures: deque[float] = deque(maxlen=FAILURES)
         self._opened_at: float | None = None
-        self._trial_at: float | None = None
+        self._trial: Pass | None = None
+        self._trial_at = 0.0
 
     @property
     def state(self) -> str:
@@ -32,18 +42,18 @@ class CircuitBreaker:
         """Seconds until a trial is let through; 0 where one would pass now."""
         if self._opened_at is None:
             return 0.0
-        latest = self._opened_at if self._trial_at is None else self._trial_at
+        latest = self._opened_at if self._trial is None else self._trial_at
         return max(0.0, latest + COOL_DOWN_SECONDS - self._monotonic())
 
-    def admits(self) -> bool:
-        """Whether a call may go to the database now; in the half-open state only the first one may."""
+    def admits(self) -> Pass | None:
+        """A pass to the database, or None; in the half-open state only the first one gets one, the trial."""
         if self._opened_at is None:
-            return True
+            return _PASS
         if self.retry_after() > 0:
-            return False
-        # A trial that never reports back (its request was cancelled) is replaced after another cool-down.
-        self._trial_at = self._monotonic()
-        return True
+            return None
+        # A trial that never reports back is replaced after another cool-down.
+        self._trial, self._trial_at = Pass(), self._monotonic()
+        return self._trial
 
     def succeeded(self) -> bool:
         """A call reached the database; tells whether this closed the circuit."""
@@ -51,21 +61,29 @@ class CircuitBreaker:
             self._failures.clear()
         if self._opened_at is None:
             return False
-        self._opened_at = self._trial_at = None
+        self._opened_at = self._trial = None
         self._changed()
         return True
 
-    def inconclusive(self) -> None:
-        """A call ended before it came to the database; where it was the trial, the next one may try."""
-        if self._trial_at is not None and self._opened_at is not None:
-            self._trial_at = None
+    def inconclusive(self, admitted: Pass) -> None:
+        """A call ended before it came to the database; where it was the trial, the next one may try.
 
-    def failed(self) -> bool:
-        """A call did not reach the database; tells whether this opened the circuit."""
+        One that was under way when the circuit opened says nothing about the trial.
+        """
+        if admitted is self._trial:
+            self._trial = None
+
+    def failed(self, admitted: Pass) -> bool:
+        """A call did not reach the database; tells whether this opened the circuit.
+
+        While it is open only the trial's failure counts: those that were under way when it opened would put
+        the next trial off.
+        """
         now = self._monotonic()
         self._failures.append(now)
         if self._opened_at is not None:
-            self._opened_at, self._trial_at = now, None
+            if admitted is self._trial:
+                self._opened_at, self._trial = now, None
             return False
         if len(self._failures) == FAILURES and now - self._failures[0] <= WINDOW_SECONDS:
             self._opened_at = now

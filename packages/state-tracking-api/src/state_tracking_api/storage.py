@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import contextvars
 import math
+import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
@@ -26,7 +28,7 @@ from pymongo.errors import (
 from pymongo.read_concern import ReadConcern
 
 from state_tracking_api import log, schema
-from state_tracking_api.breaker import CircuitBreaker
+from state_tracking_api.breaker import CircuitBreaker, Pass
 from state_tracking_api.errors import ApiError, GatewayTimeout, ServiceUnavailable
 from state_tracking_api.lifecycle import Document
 from state_tracking_api.settings import Settings
@@ -37,6 +39,10 @@ Result = TypeVar("Result")
 SERVER_SELECTION_TIMEOUT_MS = 5_000
 SETUP_RETRY_SECONDS = 1.0
 CLOSE_TIMEOUT_SECONDS = 1.0
+# What MongoDB does by itself to a transaction that goes on for this long (transactionLifetimeLimitSeconds).
+LEFT_OPEN_SECONDS = 60.0
+FENCE_TIMEOUT_SECONDS = 2.0
+FENCE_RETRY_SECONDS = 0.5
 _MAX_TIME_MS_EXPIRED = 50
 
 
@@ -73,40 +79,44 @@ class Storage:
         self._lanes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._prepared = False
         self._preparation: asyncio.Task[None] | None = None
+        self._left_open: deque[tuple[float, AsyncClientSession]] = deque()
+        self._fencing: asyncio.Task[None] | None = None
 
     async def admit(self) -> None:
         """Let a caller pass to the database, or raise ServiceUnavailable while the circuit is open.
 
         The first caller sets collections and indexes up; nobody writes before the unique indexes are there.
         """
-        self._refuse_while_open()
+        self._pass_or_refuse()
         if not self._prepared:
             await self.prepare()
 
-    def _refuse_while_open(self) -> None:
-        if not self.breaker.admits():
+    def _pass_or_refuse(self) -> Pass:
+        admitted = self.breaker.admits()
+        if admitted is None:
             seconds = self.breaker.retry_after()
             raise ServiceUnavailable(
                 "The database is away (circuit open); try again later",
                 headers={"Retry-After": str(math.ceil(seconds))},
             )
+        return admitted
 
     async def through(self, work: Callable[[], Awaitable[Result]]) -> Result:
         """Do work that needs the database, and let the circuit breaker know whether it could be reached."""
-        self._refuse_while_open()  # outside: who is refused must not tell the breaker how the trial went
+        admitted = self._pass_or_refuse()
         try:
             if not self._prepared:
                 await self.prepare()
             result = await self._at_once_where_away(work)
         except PyMongoError as error:
             if is_away(error):
-                if self.breaker.failed():
+                if self.breaker.failed(admitted):
                     log.get().error("Circuit of the database opened", error=type(error).__name__)
             else:
                 self._reached()
             raise
         except BaseException:
-            self.breaker.inconclusive()
+            self.breaker.inconclusive(admitted)
             raise
         self._reached()
         return result
@@ -166,13 +176,52 @@ class Storage:
         async with contextlib.AsyncExitStack() as lanes:
             for name in sorted({*contended}):  # in one order, so that no two wait for each other
                 await lanes.enter_async_context(self._lanes.setdefault(name, asyncio.Lock()))
-            session = await lanes.enter_async_context(self.client.start_session())
-            return await session.with_transaction(
-                work,
-                read_concern=ReadConcern("snapshot"),
-                write_concern=WriteConcern("majority"),
-                read_preference=ReadPreference.PRIMARY,
-            )
+            session = self.client.start_session()
+            try:
+                result = await session.with_transaction(
+                    work,
+                    read_concern=ReadConcern("snapshot"),
+                    write_concern=WriteConcern("majority"),
+                    read_preference=ReadPreference.PRIMARY,
+                )
+            except BaseException as error:
+                if _may_be_left_open(error):
+                    self._leave_open(session)
+                else:
+                    await session.end_session()
+                raise
+            await session.end_session()
+            return result
+
+    def _leave_open(self, session: AsyncClientSession) -> None:
+        """See to it that a transaction whose end did not reach the database ends there.
+
+        Until it does, it holds what it has written: heartbeats of that session would wait in vain for up to
+        a minute, and a session that lives would be taken for silent.
+        """
+        self._left_open.append((time.monotonic(), session))
+        if self._fencing is None or self._fencing.done():
+            self._fencing = asyncio.create_task(self._fence_left_open())
+
+    async def _fence_left_open(self) -> None:
+        while self._left_open:
+            begun, session = self._left_open[0]
+            if time.monotonic() - begun < LEFT_OPEN_SECONDS and not await self._fence(session):
+                await asyncio.sleep(FENCE_RETRY_SECONDS)
+                continue
+            self._left_open.popleft()
+            await session.end_session()
+
+    async def _fence(self, session: AsyncClientSession) -> bool:
+        # The next transaction of a driver session ends the one before, and what still comes of that one,
+        # out of the buffers of a database that was frozen, is refused for its lower number.
+        try:
+            with pymongo.timeout(FENCE_TIMEOUT_SECONDS):
+                async with await session.start_transaction():
+                    await self.jobs.find_one({"_id": "presence"}, {"_id": 1}, session=session)
+        except PyMongoError:
+            return False
+        return True
 
     async def page(
         self,
@@ -192,8 +241,11 @@ class Storage:
 
     async def close(self) -> None:
         """Close every connection; a database that does not answer is not waited for."""
-        if self._preparation is not None:
-            self._preparation.cancel()
+        if self._fencing is not None:
+            await asyncio.wait({self._fencing}, timeout=CLOSE_TIMEOUT_SECONDS)
+        for task in (self._preparation, self._fencing):
+            if task is not None:
+                task.cancel()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
                 await self.client.close()
@@ -204,6 +256,13 @@ def _cannot_be_set_up(reason: str) -> ServiceUnavailable:
     return ServiceUnavailable(
         "The database cannot be set up; the server's log says why", headers={"Retry-After": "30"}
     )
+
+
+def _may_be_left_open(error: BaseException) -> bool:
+    """Whether a transaction that failed like this may go on in the database: its end may not have arrived."""
+    if isinstance(error, PyMongoError):
+        return error.timeout or isinstance(error, ConnectionFailure)
+    return isinstance(error, asyncio.CancelledError)
 
 
 def is_away(error: BaseException) -> bool:

@@ -25,7 +25,7 @@ from api_harness.api import Api, expect, expect_error, unique, uuid4
 from operations.reading import metric
 from state_tracking_api import settings
 from state_tracking_api.app import create_app
-from state_tracking_api.breaker import CircuitBreaker
+from state_tracking_api.breaker import CircuitBreaker, Pass
 from state_tracking_api.embedded import Mongod
 from state_tracking_api.storage import Storage, is_away
 
@@ -53,34 +53,46 @@ def breaker(clock: Clock) -> CircuitBreaker:
     return CircuitBreaker(clock)
 
 
+def admitted(breaker: CircuitBreaker) -> Pass:
+    """A pass, which there must be."""
+    granted = breaker.admits()
+    assert granted is not None
+    return granted
+
+
+def fail(breaker: CircuitBreaker) -> bool:
+    """A call that is let through and does not reach the database; whether it opened the circuit."""
+    return breaker.failed(admitted(breaker))
+
+
 def opened(breaker: CircuitBreaker) -> CircuitBreaker:
     """The breaker after five failures at once."""
-    assert [breaker.failed() for _ in range(5)] == [False, False, False, False, True]
+    assert [fail(breaker) for _ in range(5)] == [False, False, False, False, True]
     return breaker
 
 
 def test_five_failures_within_60_seconds_open_it(breaker: CircuitBreaker, clock: Clock) -> None:
     for _ in range(4):
-        assert not breaker.failed()
+        assert not fail(breaker)
         clock.advance(15)
     assert breaker.state == "closed"
-    assert breaker.failed()
+    assert fail(breaker)
     assert breaker.state == "open"
     assert not breaker.admits()
 
 
 def test_five_failures_in_more_than_60_seconds_do_not_open_it(breaker: CircuitBreaker, clock: Clock) -> None:
     for _ in range(20):
-        assert not breaker.failed()
+        assert not fail(breaker)
         clock.advance(15.1)
     assert breaker.state == "closed"
 
 
 def test_a_success_in_between_forgets_the_failures(breaker: CircuitBreaker) -> None:
     for _ in range(4):
-        breaker.failed()
+        fail(breaker)
     breaker.succeeded()
-    assert [breaker.failed() for _ in range(4)] == [False] * 4
+    assert [fail(breaker) for _ in range(4)] == [False] * 4
     assert breaker.admits()
 
 
@@ -98,7 +110,7 @@ def test_after_30_seconds_one_trial_is_admitted(breaker: CircuitBreaker, clock: 
     opened(breaker)
     clock.advance(30)
     assert breaker.state == "half_open"
-    assert [breaker.admits() for _ in range(10)] == [True] + [False] * 9
+    assert [breaker.admits() is not None for _ in range(10)] == [True] + [False] * 9
 
 
 def test_a_trial_that_succeeds_closes_it(breaker: CircuitBreaker, clock: Clock) -> None:
@@ -113,8 +125,7 @@ def test_a_trial_that_succeeds_closes_it(breaker: CircuitBreaker, clock: Clock) 
 def test_a_trial_that_fails_opens_it_for_another_30_seconds(breaker: CircuitBreaker, clock: Clock) -> None:
     opened(breaker)
     clock.advance(30)
-    assert breaker.admits()
-    breaker.failed()
+    fail(breaker)
     assert breaker.retry_after() == 30
     clock.advance(30)
     assert breaker.admits()
@@ -125,9 +136,26 @@ def test_a_trial_that_never_came_to_the_database_leaves_the_next_one_its_turn(
 ) -> None:
     opened(breaker)
     clock.advance(30)
+    breaker.inconclusive(admitted(breaker))
     assert breaker.admits()
-    breaker.inconclusive()
-    assert breaker.admits()
+
+
+def test_calls_from_before_the_circuit_opened_say_nothing_about_the_trial(
+    breaker: CircuitBreaker, clock: Clock
+) -> None:
+    under_way = admitted(breaker)
+    opened(breaker)
+    clock.advance(10)
+    breaker.failed(under_way)
+    assert breaker.retry_after() == 20, "it does not put the trial off"
+    clock.advance(20)
+    trial = admitted(breaker)
+    breaker.inconclusive(under_way)
+    assert breaker.admits() is None, "the trial is still under way, and there is one only"
+    breaker.failed(under_way)
+    assert breaker.admits() is None
+    breaker.failed(trial)
+    assert breaker.retry_after() == 30
 
 
 def test_a_trial_that_never_reports_back_is_replaced_after_another_30_seconds(
