@@ -7,6 +7,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -84,6 +85,39 @@ async def p95_of(send: Callable[[], Awaitable[httpx.Response]], times: int, roun
     return min(
         [percentile(await asyncio.gather(*(timed() for _ in range(times))), 95) for _ in range(rounds)]
     )
+
+
+async def p95_on_the_wire(base_url: str, path: str, callers: int, rounds: int = 10) -> float:
+    """The 95th percentile in seconds of `callers` concurrent GETs of `path`, each of which must answer 200.
+
+    A hundred httpx clients in this process take several times the time that the server takes for their
+    requests, and what was measured then would be them. So the requests are bytes made beforehand, each on a
+    connection that is open already. Again the best round counts.
+    """
+    address = urlsplit(base_url)
+    request = f"GET {path} HTTP/1.1\r\nHost: {address.netloc}\r\n\r\n".encode()
+    connections = [await asyncio.open_connection(address.hostname, address.port) for _ in range(callers)]
+
+    async def timed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> float:
+        begin = time.perf_counter()
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        [length] = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+        await reader.readexactly(int(length.partition(b":")[2]))
+        taken = time.perf_counter() - begin
+        assert head.startswith(b"HTTP/1.1 200 "), head
+        return taken
+
+    try:
+        return min(
+            [
+                percentile(await asyncio.gather(*(timed(*one) for one in connections)), 95)
+                for _ in range(rounds)
+            ]
+        )
+    finally:
+        for _, writer in connections:
+            writer.close()
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
