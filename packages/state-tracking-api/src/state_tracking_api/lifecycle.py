@@ -65,9 +65,6 @@ RECOVERABLE = (SessionStatus.FAILED, SessionStatus.STALLED)
 TASK_FINISHED = (TaskStatus.COMPLETED, TaskStatus.FAILED)
 TASK_OPEN = (TaskStatus.PENDING, TaskStatus.IN_PROGRESS, TaskStatus.BLOCKED)
 
-# Of the reason for a transition so much is recorded; an error message as a whole stands in its own field.
-EVENT_REASON_LENGTH = 1000
-
 _EVERY_SESSION_STATUS = frozenset(SessionStatus)
 _NO_STATUS: frozenset[SessionStatus] = frozenset()
 
@@ -148,7 +145,25 @@ def is_healthy(session: Document, now: datetime, default: timedelta, outage: Out
     return session["status"] == SessionStatus.ACTIVE and not is_overdue(session, now, default, outage)
 
 
+# Of a document's events the latest are kept, and of a reason its beginning: a document must never grow
+# beyond the 16 MiB that MongoDB stores, whatever a client does to it and however often. An error message as a
+# whole stands in a field of its own.
+EVENTS_KEPT = 1000
+REASON_KEPT = 1000
+
+
 def event(stamp: Stamp, before: str | None, after: str, reason: str | None) -> Document:
     """A transition as it is recorded in the document that makes it, in the same write."""
-    short = None if reason is None else reason[:EVENT_REASON_LENGTH]
-    return {"at": stamp.now, "from": before, "to": after, "actor": stamp.actor, "reason": short}
+    said = reason if reason is None or len(reason) <= REASON_KEPT else f"{reason[: REASON_KEPT - 1]}…"
+    return {"at": stamp.now, "from": before, "to": after, "actor": stamp.actor, "reason": said}
+
+
+def pushed(happened: Document) -> Document:
+    """The event as the operand of a `$push`."""
+    return {"$each": [happened], "$slice": -EVENTS_KEPT}
+
+
+def appended(happened: Document) -> Document:
+    """The value of `events` with the event, as an expression of an update pipeline."""
+    before: Document = {"$ifNull": ["$events", []]}
+    return {"$slice": [{"$concatArrays": [before, [happened]]}, -EVENTS_KEPT]}

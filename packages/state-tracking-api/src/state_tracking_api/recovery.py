@@ -22,6 +22,7 @@ from state_tracking_api.lifecycle import (
     TaskStatus,
     event,
     holds_its_machine,
+    pushed,
 )
 from state_tracking_api.metadata import Json
 from state_tracking_api.storage import Storage, Transaction
@@ -229,7 +230,7 @@ async def _carry(
                 "completed_at": stamp.now,
             }
             happened = event(stamp, TaskStatus.IN_PROGRESS, TaskStatus.FAILED, why)
-            update["$push"] = {"events": transitions.pushed(happened)}
+            update["$push"] = {"events": pushed(happened)}
         changed.append(UpdateOne({"task_id": task["task_id"], "status": task["status"]}, update))
     if created:
         await storage.tasks.insert_many(created, session=txn)

@@ -18,10 +18,12 @@ from state_tracking_api.lifecycle import (
     Document,
     SessionStatus,
     Stamp,
+    appended,
     event,
     holds_its_machine,
     is_fenced,
     is_live,
+    pushed,
 )
 from state_tracking_api.metadata import Json
 from state_tracking_api.storage import Storage, Transaction
@@ -185,8 +187,10 @@ async def heartbeat(
         condition: Document = {"session_id": session_id, "status": session["status"]}
         update: Document = {"$set": {**fields, **merged}, "$push": {"beats": _beat(stamp.now)}}
         if session["status"] == SessionStatus.STALLED:
-            beaten_and_revived = {"beats": _beat(stamp.now), "events": transitions.pushed(happened)}
-            update = {"$set": {**revival, **merged}, "$push": beaten_and_revived}
+            update = {
+                "$set": {**revival, **merged},
+                "$push": {"beats": _beat(stamp.now), "events": pushed(happened)},
+            }
         return await _write(storage, txn, condition, update)
 
     beaten = await _one_active(storage, session_id, revive)
@@ -212,26 +216,26 @@ async def _update_in_place(
         "status": {"$in": list(statuses)},
         "fenced": {"$ne": True},
     }
-    pushed: Document = {}
+    added: Document = {}
     if "last_heartbeat" in fields:
-        pushed["beats"] = _beat(fields["last_heartbeat"])
+        added["beats"] = _beat(fields["last_heartbeat"])
     if happened is not None:
-        pushed["events"] = transitions.pushed(happened)
-    update: Any = {"$set": fields, "$push": pushed} if pushed else {"$set": fields}
+        added["events"] = pushed(happened)
+    update: Any = {"$set": fields, "$push": added} if added else {"$set": fields}
     if patch:
         if not metadata.fits_expression(patch):
             return None
         size = len(metadata.encode(patch))
         # What is stored plus the patch bounds what comes out, so below this nothing can grow too large.
         condition["metadata_bytes"] = {"$lte": metadata.MAX_BYTES - size}
-        update = _as_pipeline(fields, happened, patch, size)
+        update = _as_pipeline(fields, patch, size, happened)
     return await storage.sessions.find_one_and_update(
         condition, update, projection=WITHOUT_EVENTS, return_document=ReturnDocument.AFTER
     )
 
 
 def _as_pipeline(
-    fields: Mapping[str, Any], happened: Document | None, patch: Json, size: int
+    fields: Mapping[str, Any], patch: Json, size: int, happened: Document | None
 ) -> list[Document]:
     """The same update where metadata is merged, which only a pipeline can do; values are literals in it."""
     none: list[Any] = []
@@ -242,7 +246,7 @@ def _as_pipeline(
         kept = {"$concatArrays": [{"$ifNull": ["$beats", none]}, [fields["last_heartbeat"]]]}
         change["beats"] = {"$slice": [kept, -BEATS_KEPT]}
     if happened is not None:
-        change["events"] = transitions.appended({"$literal": happened})
+        change["events"] = appended({"$literal": happened})
     return [{"$set": change}]
 
 
@@ -395,20 +399,21 @@ async def fail_if(
 ) -> bool:
     """Mark a session failed if it still meets a condition; tells whether it did."""
 
-    async def work(txn: Transaction) -> bool:
+    async def work(txn: Transaction) -> Document | None:
         session = await storage.sessions.find_one(
             {"session_id": session_id, **condition}, WITHOUT_EVENTS, session=txn
         )
         if session is None:
-            return False
+            return None
         fields = {"metadata": {**session.get("metadata", {}), "error_message": reason}}
-        await transitions.enter_session_status(
+        return await transitions.enter_session_status(
             storage, txn, session, SessionStatus.FAILED, stamp, reason=reason, changes=fields
         )
-        _log("Session marked failed", session, error_message=reason)
-        return True
 
-    return await storage.transaction(work, session_id)
+    failed = await storage.transaction(work, session_id)
+    if failed is not None:
+        _log("Session marked failed", failed, error_message=reason)
+    return failed is not None
 
 
 async def mark_stalled(storage: Storage, session_id: str, stamp: Stamp) -> Document:

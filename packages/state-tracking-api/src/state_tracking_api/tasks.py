@@ -21,6 +21,7 @@ from state_tracking_api.lifecycle import (
     event,
     is_fenced,
     is_live,
+    pushed,
 )
 from state_tracking_api.metadata import Json
 from state_tracking_api.storage import Storage, Transaction
@@ -170,9 +171,7 @@ async def patch(
             await _follow(storage, txn, task, status, stamp.now)
             _check_transition(task, status)
             fields |= _entering(task, status, stamp, error_message)
-            update["$push"] = {
-                "events": transitions.pushed(event(stamp, task["status"], status, error_message))
-            }
+            update["$push"] = {"events": pushed(event(stamp, task["status"], status, error_message))}
         elif error_message is not None:
             if task["status"] != TaskStatus.FAILED:
                 raise InvalidRequest.of_field("error_message", "belongs to a task that is failed")
@@ -262,7 +261,7 @@ async def delete(storage: Storage, task_id: str, stamp: Stamp) -> None:
             happened |= {"task_id": task_id, "task_name": task["task_name"]}
             await storage.sessions.update_one(
                 {"session_id": task["session_id"]},
-                {"$push": {"events": transitions.pushed(happened)}, "$inc": {"revision": 1}},
+                {"$push": {"events": pushed(happened)}, "$inc": {"revision": 1}},
                 session=txn,
             )
             await storage.sessions.update_one(

@@ -28,28 +28,16 @@ from state_tracking_api.lifecycle import (
     SessionStatus,
     Stamp,
     TaskStatus,
+    appended,
     event,
     holds_its_machine,
     is_fenced,
+    pushed,
 )
 from state_tracking_api.storage import Storage, Transaction
 
 # What is read of a session or a task; the recorded events and heartbeats stay behind.
 WITHOUT_EVENTS = {"_id": 0, "events": 0, "beats": 0}
-
-# How many transitions a document remembers: it must not grow for ever, however often its status changes.
-EVENTS_KEPT = 500
-
-
-def pushed(happened: Document) -> Document:
-    """The operand of `$push` that records an event."""
-    return {"$each": [happened], "$slice": -EVENTS_KEPT}
-
-
-def appended(happened: Document) -> Document:
-    """The same as an expression, for a pipeline; `happened` is one, too."""
-    none: list[Document] = []
-    return {"$slice": [{"$concatArrays": [{"$ifNull": ["$events", none]}, [happened]]}, -EVENTS_KEPT]}
 
 
 def ended(session: Document) -> Conflict:

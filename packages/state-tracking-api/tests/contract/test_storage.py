@@ -11,8 +11,7 @@ from pymongo.errors import DuplicateKeyError, WriteError
 
 from api_harness.api import Api, Json, ago, expect, unique, uuid4
 from api_harness.servers import Document, Documents
-from state_tracking_api.lifecycle import EVENT_REASON_LENGTH
-from state_tracking_api.transitions import EVENTS_KEPT
+from state_tracking_api.lifecycle import EVENTS_KEPT, REASON_KEPT
 
 
 def stored(database: Documents, session: Json) -> Document:
@@ -60,7 +59,7 @@ def test_a_session_whose_status_changes_without_end_does_not_grow_without_end(
     events = stored(database, session)["events"]
     assert len(events) == EVENTS_KEPT
     assert [event["from"] for event in events[-2:]] == [None, before]
-    assert len(events[-1]["reason"]) <= EVENT_REASON_LENGTH
+    assert len(events[-1]["reason"]) <= REASON_KEPT
 
 
 def test_a_task_that_is_tried_without_end_does_not_grow_without_end(api: Api, database: Documents) -> None:

@@ -6,7 +6,8 @@ from datetime import timedelta
 
 from api_harness.api import Api, Json, ago, expect, expect_error, moment, unique, uuid4
 from api_harness.server import run
-from api_harness.servers import Servers
+from api_harness.servers import Documents, Servers
+from state_tracking_api.lifecycle import EVENTS_KEPT, REASON_KEPT
 
 Transition = tuple[str, str | None, str, str, str | None]
 
@@ -168,3 +169,45 @@ def test_cleanup_takes_the_timeline_along(own: Servers) -> None:
     assert not kept
     everything = [document for name in database.list_collection_names() for document in database[name].find()]
     assert session["session_id"] not in str(everything)
+
+
+def test_however_often_something_happens_the_latest_events_are_kept(api: Api, database: Documents) -> None:
+    session = api.session()
+    task = api.task_in(session, "in_progress")
+    filler = {"at": ago(minutes=9), "from": "paused", "to": "active", "actor": "key:tests", "reason": "n"}
+    full = {"$set": {"events": [filler] * EVENTS_KEPT}}
+    mine, its = {"session_id": session["session_id"]}, {"task_id": task["task_id"]}
+    database.sessions.update_one(mine, full)
+    database.tasks.update_one(its, full)
+
+    def latest() -> tuple[str, str]:
+        for collection, one in ((database.sessions, mine), (database.tasks, its)):
+            stored = collection.find_one(one)
+            assert stored
+            assert len(stored["events"]) == EVENTS_KEPT
+        told = events_of(api, session, limit=1, offset=2 * EVENTS_KEPT - 1)
+        assert told["total"] == 2 * EVENTS_KEPT
+        return told["events"][0]["kind"], told["events"][0]["to"]
+
+    api.set_task(task, "blocked")
+    assert latest() == ("task", "blocked")
+    api.set_session(session, "paused")
+    assert latest() == ("session", "paused")
+    for metadata in ({}, {"with": "metadata"}):
+        api.set_session(session, "stalled")
+        expect(api.act(session, "heartbeat", {"metadata": metadata}), 200)
+        assert latest() == ("session", "active")
+    database.sessions.update_one(mine, {"$set": {"last_heartbeat": ago(minutes=5)}})
+    expect(api.post("/api/sessions/detect-failures"), 200)
+    assert latest() == ("session", "stalled")
+    expect(api.delete(f"/api/tasks/{api.task(session)['task_id']}"), 204)
+    assert latest() == ("task", "deleted")
+
+
+def test_of_a_long_reason_the_event_has_the_beginning(api: Api) -> None:
+    session = api.session()
+    reason = "x" * 30_000
+    failed = expect(api.act(session, "mark-failed", {"error_message": reason}), 200)
+    assert failed["metadata"]["error_message"] == reason
+    told = events_of(api, session)["events"][-1]["reason"]
+    assert told == "x" * (REASON_KEPT - 1) + "…"
