@@ -54,8 +54,9 @@ async def _look_for_outage(storage: Storage, marked: list[Document], stamp: Stam
         {"status": str(SessionStatus.STALLED), "last_heartbeat": within}
     )
     alive = await storage.sessions.count_documents({"status": str(SessionStatus.ACTIVE)})
-    if silent >= presence.MIN_SUSPECTS and silent > alive:
-        await presence.suspect_outage(storage, stamp.now)
+    if silent < presence.MIN_SUSPECTS or silent <= alive:
+        return
+    if await presence.suspect_outage(storage, stamp.now):
         log.get().warning("Most sessions fell silent within the same minute", silent=silent, alive=alive)
 
 

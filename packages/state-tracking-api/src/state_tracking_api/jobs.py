@@ -10,7 +10,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -30,7 +30,8 @@ from state_tracking_api.settings import Settings, Switch
 from state_tracking_api.storage import Storage
 
 JOB_TIMEOUT_SECONDS = 600
-LEASE = timedelta(seconds=60)
+# Short, for the sessions that fall silent while the holder of the scan's lease has died with it.
+LEASE = timedelta(seconds=20)
 RELEASE_TIMEOUT_SECONDS = 1
 # How often an instance looks whether a session has become overdue; one query on an index.
 WAKE_SECONDS = 1.0
@@ -111,7 +112,7 @@ async def detect_now(storage: Storage, settings: Settings, stamp: Stamp) -> Json
     """Look for silent sessions for a caller who asks for it; what detect_failures returns."""
     with_scheduler = settings.scheduler is Switch.ON
     away_after = _away_between_signs(settings) if with_scheduler else _away_between_runs(settings)
-    await _note_presence(storage, settings, away_after)
+    stamp = await _judging(storage, settings, stamp, away_after)
     return await detection.detect_failures(storage, settings, stamp)
 
 
@@ -125,16 +126,29 @@ def _away_between_runs(settings: Settings) -> timedelta:
     return max(settings.stall_threshold, timedelta(seconds=2 * settings.stall_scan_interval_seconds))
 
 
-async def _note_presence(storage: Storage, settings: Settings, away_after: timedelta) -> None:
+async def _note_presence(storage: Storage, settings: Settings, away_after: timedelta) -> datetime | None:
+    """Leave a sign of the service's presence; the time of it by the database's clock."""
     if not settings.outage_grace:
-        return
-    outage, found = await presence.note(storage, away_after, settings.stall_threshold)
-    if outage is not None and found:
+        return None
+    noted = await presence.note(storage, away_after, settings.stall_threshold)
+    if noted.outage is not None and noted.just_back:
         log.get().warning(
             "The service was away; sessions that lived through it have fresh grace",
-            gone_at=iso(outage.gone_at),
-            back_at=iso(outage.back_at),
+            gone_at=iso(noted.outage.gone_at),
+            back_at=iso(noted.outage.back_at),
         )
+    return noted.at
+
+
+async def _judging(storage: Storage, settings: Settings, stamp: Stamp, away_after: timedelta) -> Stamp:
+    """The stamp with which silence is judged, after a sign of our presence.
+
+    The clock was read before: a standstill until that moment is found by the sign, and one after it cannot
+    make anybody's silence longer. Nor may a clock of ours that has jumped ahead: the earlier of it and the
+    database's counts.
+    """
+    at = await _note_presence(storage, settings, away_after)
+    return stamp if at is None else replace(stamp, now=min(stamp.now, at))
 
 
 async def _run_held(
@@ -143,9 +157,7 @@ async def _run_held(
     started = time.monotonic()
     stamp = Stamp(now(), f"job:{job.name}")
     if job.judges_silence:
-        # After the clock was read: a standstill before that moment is found here, and one after it cannot
-        # make anybody's silence longer.
-        await _note_presence(storage, settings, away_after)
+        stamp = await _judging(storage, settings, stamp, away_after)
     with pymongo.timeout(JOB_TIMEOUT_SECONDS):
         result = await job.run(storage, settings, stamp)
     affected = next((result[name] for name in _AFFECTED if name in result), 0)
@@ -182,14 +194,15 @@ async def lease(storage: Storage, name: str) -> AsyncGenerator[bool]:
     async def renew() -> None:
         while True:
             await asyncio.sleep(LEASE.total_seconds() / 3)
-            await storage.jobs.update_one({"_id": name, "lease_owner": owner}, take)
+            with suppress(PyMongoError):  # the next time may be in time as well
+                await storage.jobs.update_one({"_id": name, "lease_owner": owner}, take)
 
     renewing = asyncio.create_task(renew())
     try:
         yield True
     finally:
         renewing.cancel()
-        # Where the database is away, the lease runs out on its own. The end must not wait for it, nor
+        # Where the database is away, the lease runs out on its own. The end must not wait for it,
         # nor may its failure take the place of the cancellation that has brought us here.
         with suppress(PyMongoError), pymongo.timeout(RELEASE_TIMEOUT_SECONDS):
             await storage.jobs.update_one(
@@ -214,12 +227,30 @@ class Scheduler:
         self._away_after = _away_between_signs(settings)
 
     async def run(self) -> None:
-        """Wake every second, run what is due; a database that is away is waited for."""
+        """Wake every second, run what is due; a database that is away is waited for.
+
+        What judges silence, and the sign of our presence, must not wait for a cleanup that takes minutes:
+        silence would be noticed late, and the service be taken for away.
+        """
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_watch())
+            group.create_task(self._keep_running([job for job in JOBS.values() if not job.judges_silence]))
+
+    async def _keep_watch(self) -> None:
+        jobs = [job for job in JOBS.values() if job.judges_silence]
         while True:
             await self._survive("presence", self._note_presence)
-            for job in JOBS.values():
-                await self._survive(job.name, partial(self._run_if_due, job))
+            await self._run_due(jobs)
             await asyncio.sleep(WAKE_SECONDS)
+
+    async def _keep_running(self, jobs: Sequence[Job]) -> None:
+        while True:
+            await self._run_due(jobs)
+            await asyncio.sleep(WAKE_SECONDS)
+
+    async def _run_due(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            await self._survive(job.name, partial(self._run_if_due, job))
 
     async def _survive(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         try:

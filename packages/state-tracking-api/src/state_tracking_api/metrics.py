@@ -75,6 +75,9 @@ class Metrics:
         self.suspected_outage = self._gauge(
             "suspected_outage", "1 while most sessions fell silent within the same minute"
         )
+        self.suspected_outages = self._gauge(
+            "suspected_outages_count", "How often most sessions have fallen silent within the same minute"
+        )
         self.success = self._gauge(
             "success_metric",
             "Success metrics of the last 24 hours: rates from 0 to 1, times in milliseconds",

@@ -7,6 +7,7 @@ an outage, and sessions that lived through it get their whole threshold again fr
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -24,14 +25,21 @@ SAME_MINUTE = timedelta(seconds=60)
 MIN_SUSPECTS = 3
 
 
-async def note(storage: Storage, away_after: timedelta, settled: timedelta) -> tuple[Outage | None, bool]:
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """A sign of the service's presence: when, the latest outage, and whether it ended with this sign."""
+
+    at: datetime
+    outage: Outage | None
+    just_back: bool
+
+
+async def note(storage: Storage, away_after: timedelta, settled: timedelta) -> Noted:
     """Say that the service is there, by the database's clock; more than `away_after` of silence is an outage.
 
     Whoever signs also promises when to sign again, so that a job that is run now and then does not hide the
     outage of a service that signs every second. An outage that begins before the service was back for as
     long as `settled` goes on from the one before: a service that starts again and again was not there.
-
-    Returns the latest outage, and whether this call has found it.
     """
     own = away_after // timedelta(milliseconds=1)
     gap: dict[str, Any] = {
@@ -58,7 +66,7 @@ async def note(storage: Storage, away_after: timedelta, settled: timedelta) -> t
         {"_id": _ID}, [{"$set": change}], upsert=True, return_document=ReturnDocument.AFTER
     )
     assert noted is not None  # noqa: S101 - it is an upsert
-    return _outage(noted), noted["back_at"] == noted["seen_at"]
+    return Noted(noted["seen_at"], _outage(noted), noted["back_at"] == noted["seen_at"])
 
 
 async def latest_outage(storage: Storage) -> Outage | None:
@@ -67,15 +75,31 @@ async def latest_outage(storage: Storage) -> Outage | None:
     return None if found is None else _outage(found)
 
 
-async def suspect_outage(storage: Storage, now: datetime) -> None:
-    """Note that most sessions fell silent at once, which rather tells of a fault of ours than of theirs."""
-    await storage.jobs.update_one({"_id": _ID}, {"$set": {"suspected_at": now}}, upsert=True)
+async def suspect_outage(storage: Storage, now: datetime) -> bool:
+    """Note that most sessions fell silent at once, which rather tells of a fault of ours than of theirs.
+
+    Tells whether that is news: while one is suspected already it goes on, and is not counted again.
+    """
+    goes_on = {"$gt": ["$suspected_at", now - SUSPECTED_FOR]}
+    before = {"$ifNull": ["$suspected_outages", 0]}
+    change = {"suspected_at": now, "suspected_outages": {"$add": [before, {"$cond": [goes_on, 0, 1]}]}}
+    found = await storage.jobs.find_one_and_update({"_id": _ID}, [{"$set": change}], upsert=True)
+    return not _is_suspected(found, now)
+
+
+async def suspected_outages(storage: Storage) -> int:
+    """How often an outage has been suspected so far."""
+    found = await storage.jobs.find_one({"_id": _ID}, {"suspected_outages": 1}) or {}
+    return found.get("suspected_outages", 0)
 
 
 async def is_outage_suspected(storage: Storage, now: datetime) -> bool:
     """Whether most sessions fell silent at once a short while ago."""
-    found = await storage.jobs.find_one({"_id": _ID}, {"suspected_at": 1})
-    at = None if found is None else found.get("suspected_at")
+    return _is_suspected(await storage.jobs.find_one({"_id": _ID}, {"suspected_at": 1}), now)
+
+
+def _is_suspected(noted: Document | None, now: datetime) -> bool:
+    at = None if noted is None else noted.get("suspected_at")
     return at is not None and now - at < SUSPECTED_FOR
 
 

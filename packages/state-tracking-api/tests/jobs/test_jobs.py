@@ -15,10 +15,13 @@ from uuid import uuid4
 
 import pytest
 import pytest_asyncio
+from pymongo import MongoClient
 
 from api_harness.api import Api, ago
 from api_harness.server import clean_environment, run, wait_until
-from api_harness.servers import Documents, Servers
+from api_harness.servers import Document, Documents, Servers
+from operations import silence
+from operations.failpoints import failing
 from state_tracking_api import jobs, settings
 from state_tracking_api.embedded import Mongod
 from state_tracking_api.settings import Settings
@@ -164,6 +167,37 @@ def test_ten_instances_mark_each_silent_session_once(own: Servers) -> None:
         if line["message"] == "Stalled session detected"
     ]
     assert sorted(marks) == sorted(silent)
+
+
+@pytest.mark.slow
+def test_silence_is_noticed_while_a_cleanup_takes_its_time(
+    own: Servers, mongo: MongoClient[Document]
+) -> None:
+    database = own.database()
+    database.jobs.insert_one({"_id": "cleanup", "last_run": ago(days=3)})
+    cleaning = {"_id": "cleanup", "lease_owner": {"$type": "string"}}
+    # It ends with a look for orphans among the tasks, which lasts.
+    with failing(mongo, database, "tasks", "aggregate", blockConnection=True, blockTimeMS=60_000):
+        server = own.start(database, SCHEDULER="on")
+        with Api(server.base_url, server.key) as api:
+            session = api.session()
+        wait_until(lambda: database.jobs.find_one(cleaning), "the cleanup is under way")
+        mine = {"session_id": session["session_id"]}
+        database.sessions.update_one(mine, {"$set": {"last_heartbeat": ago(minutes=5)}})
+        wait_until(lambda: database.sessions.find_one(mine | {"status": "stalled"}), "it is marked")
+        assert database.jobs.find_one(cleaning), "the cleanup is under way still"
+    presence = database.jobs.find_one({"_id": "presence"})
+    assert presence
+    assert presence["back_at"] is None, "the service was there all the time"
+
+
+async def test_a_clock_that_jumps_ahead_makes_nobody_silent(storage: Storage, configured: Settings) -> None:
+    living = silence.session(datetime.now(UTC))
+    await storage.sessions.insert_one(living)
+    ahead = await jobs.run(
+        storage, configured, "detect-failures", now=lambda: datetime.now(UTC) + timedelta(hours=1)
+    )
+    assert ahead["marked_stalled"] == 0
 
 
 @pytest.mark.slow

@@ -132,6 +132,7 @@ def test_the_prds_metrics_are_there_under_their_names_with_help_and_type(api: Ap
         "rate_limit_storage_failures": "counter",
         "consistency_violations_count": "gauge",
         "suspected_outage": "gauge",
+        "suspected_outages_count": "gauge",
         "success_metric": "gauge",
     }
     assert {name: families[name].type for name in types} == types

@@ -195,6 +195,9 @@ def test_when_most_fall_silent_in_the_same_minute_an_outage_is_suspected(own: Se
         assert expect(api.get("/api/sessions/health"), 200)["suspected_outage"] is True
         assert expect(api.get("/health/detailed"), 200)["suspected_outage"] is True
         assert metric(api, "suspected_outage") == 1
+        sessions(database, 1, silent)
+        expect(api.post("/api/sessions/detect-failures"), 200)
+        assert metric(api, "suspected_outages_count") == 1, "it is the same one"
 
 
 @pytest.mark.slow

@@ -158,7 +158,9 @@ async def _look(call: Call) -> tuple[Json, _Found]:
 
 
 def _jobs_health(call: Call, last: datetime | None) -> Json:
-    late = call.now - (last or call.resources.started) > JOBS_LATE_AFTER
+    # Who has chosen longer pauses between the scans is not warned of each of them.
+    pauses = 2 * timedelta(seconds=call.settings.stall_scan_interval_seconds)
+    late = call.now - (last or call.resources.started) > max(JOBS_LATE_AFTER, pauses)
     return {"status": "degraded" if late else "ok", "last_run": iso_or_none(last)}
 
 
@@ -189,6 +191,7 @@ async def _fill_gauges(call: Call) -> None:
     measured.active_sessions.set(counts["active_sessions"])
     measured.stalled_sessions.set(counts["stalled_sessions"])
     measured.suspected_outage.set(counts["suspected_outage"])
+    measured.suspected_outages.set(await presence.suspected_outages(call.storage))
     checked = await presence.latest_check(call.storage)
     measured.consistency_violations.set(_number(checked["violations"]))
     found = await analytics.summary(call.storage, call.now - METRICS_WINDOW, call.now, None)
