@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from state_tracking_api import log, machines, presence, transitions
 from state_tracking_api.lifecycle import ENDED, LIVE, Document, SessionStatus, Stamp, TaskStatus
@@ -29,6 +30,8 @@ class Check:
     id_field: str
     pipeline: list[Document]
     repair: Callable[[Storage, str, Stamp], Awaitable[None]] | None = None
+    # Leaves out what was created longer ago than ended sessions are kept.
+    within_retention: bool = False
 
 
 def _lookup(source: str, local: str, foreign: str, fields: Mapping[str, int], name: str) -> Document:
@@ -58,10 +61,20 @@ _ON_THIS_MACHINE: Document = {
 
 
 async def _clear_current_task(storage: Storage, session_id: str, stamp: Stamp) -> None:
-    await storage.sessions.update_one(
-        {"session_id": session_id},
-        {"$set": {"current_task_id": None, "updated_at": stamp.now}, "$inc": {"revision": 1}},
-    )
+    async def work(txn: Transaction) -> None:
+        # The session may have gone on to another task since the check, or the task be in progress by now.
+        live = {"session_id": session_id, "status": {"$in": _LIVE}}
+        session = await storage.sessions.find_one(live, {"current_task_id": 1}, session=txn)
+        current = None if session is None else session.get("current_task_id")
+        task = await storage.tasks.find_one({"task_id": current}, session=txn) if current else None
+        if task is None:
+            return
+        if task["session_id"] == session_id and task["status"] == TaskStatus.IN_PROGRESS:
+            return
+        change = {"$set": {"current_task_id": None, "updated_at": stamp.now}, "$inc": {"revision": 1}}
+        await storage.sessions.update_one(live, change, session=txn)
+
+    await storage.transaction(work, contended=session_id)
 
 
 async def _complete_timestamp(storage: Storage, session_id: str, stamp: Stamp) -> None:
@@ -166,6 +179,8 @@ CHECKS = (
             {"$match": {"session": []}},
         ],
         _delete_orphan,
+        # The TTL index takes a session without its tasks, which then wait for the next cleanup.
+        within_retention=True,
     ),
     Check(
         # A heartbeat may also name work that is no task of ours; that is no violation.
@@ -217,11 +232,10 @@ async def check(storage: Storage, settings: Settings, stamp: Stamp, *, repair: b
 
     Returns the violations and what was repaired, the first hundred of each kind, and how many are left.
     """
-    del settings
     violations: list[Json] = []
     repaired: list[Json] = []
     left = 0
-    for promise, broken in await _violated(storage):
+    for promise, broken in await _violated(storage, stamp.now - timedelta(days=settings.retention_days)):
         for identifier in broken[:LISTED]:
             violations.append({"check": promise.name, promise.id_field: identifier})
             log.get().error("Consistency violated", check=promise.name, **{promise.id_field: identifier})
@@ -239,12 +253,14 @@ async def check(storage: Storage, settings: Settings, stamp: Stamp, *, repair: b
     return {"violations": violations, "repaired": repaired, "left": left}
 
 
-async def _violated(storage: Storage) -> list[tuple[Check, list[str]]]:
+async def _violated(storage: Storage, retained_since: datetime) -> list[tuple[Check, list[str]]]:
     """Every check with the ids of what violates it."""
+    retained = {"$match": {"created_at": {"$gt": retained_since}}}
     async with storage.client.start_session(snapshot=True) as snapshot:
         found: list[tuple[Check, list[str]]] = []
         for promise in CHECKS:
-            pipeline = [*promise.pipeline, {"$project": {promise.id_field: 1}}]
+            chosen = [retained] if promise.within_retention else []
+            pipeline = [*chosen, *promise.pipeline, {"$project": {promise.id_field: 1}}]
             cursor = await storage.database[promise.collection].aggregate(pipeline, session=snapshot)
             found.append((promise, [broken[promise.id_field] async for broken in cursor]))
         return found

@@ -15,7 +15,11 @@ from api_harness.server import run
 from api_harness.servers import Document, Documents, Servers
 from operations.log_lines import written
 from operations.reading import read_metrics
+from state_tracking_api import settings
 from state_tracking_api.consistency import CHECKS
+from state_tracking_api.embedded import Mongod
+from state_tracking_api.lifecycle import Stamp
+from state_tracking_api.storage import Storage
 
 
 @dataclass
@@ -237,6 +241,31 @@ def found(violations: list[Any]) -> list[tuple[str, str]]:
     """Of each violation the promise and the id."""
     ids = ("task_id", "machine_id", "session_id")
     return sorted((item["check"], next(item[name] for name in ids if name in item)) for item in violations)
+
+
+@pytest.mark.slow
+def test_tasks_that_the_ttl_index_left_behind_are_no_violation(own: Servers) -> None:
+    database = own.database()
+    server = own.start(database)
+    with Api(server.base_url, server.key) as api:
+        task = api.task(api.session())
+        changed(database, "tasks", "task_id", task["task_id"], created_at=ago(days=31))
+        database.sessions.delete_one({"session_id": task["session_id"]})
+        assert job(own, database)[0]["violations"] == []
+        assert expect(api.post("/api/sessions/cleanup"), 200)["deleted_tasks"] == 1
+
+
+async def test_a_repair_leaves_alone_what_has_come_right_since_the_check(
+    api: Api, mongod: Mongod, database: Documents
+) -> None:
+    working = api.session()
+    task = api.task_in(working, "in_progress")
+    storage = Storage(settings.load(mongodb_uri=mongod.uri, mongodb_database=database.name, api_keys=uuid4()))
+    [check] = [check for check in CHECKS if check.name.startswith("current_task_id")]
+    assert check.repair
+    await check.repair(storage, working["session_id"], Stamp(ago(), "job:tests"))
+    await storage.close()
+    assert api.read_session(working)["current_task_id"] == task["task_id"]
 
 
 @pytest.mark.slow
