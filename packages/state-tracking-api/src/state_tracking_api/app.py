@@ -44,6 +44,8 @@ and a successor goes on from the last state.
 
 
 COUNTS_STORED_EVERY_SECONDS = 10
+# A database that does not answer must not hold up the end.
+CLOSE_SECONDS = 2
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,11 @@ def create_app(settings: Settings, *, now: Clock = clock.now, **client_options: 
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
-            await _store_heartbeats(resources, now)
-            await limiter.close()
-            await storage.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await _store_heartbeats(resources, now)
+                    await limiter.close()
+                    await storage.close()
             log.get().info("Server stopped")
 
     app = FastAPI(
@@ -149,8 +153,10 @@ async def _keep_counting(resources: Resources, now: Clock) -> None:
 
 
 async def _store_heartbeats(resources: Resources, now: Clock) -> None:
+    if resources.storage.breaker.state != "closed":
+        return  # they are kept until it is: the failed ones above all must not be lost
     received, failed = resources.metrics.take_heartbeats()
-    if received and resources.storage.breaker.state == "closed":
+    if received:
         try:
             with pymongo.timeout(1):
                 await analytics.add_heartbeats(resources.storage, now(), received, failed)

@@ -25,8 +25,8 @@ from state_tracking_api.http.call import encode
 from state_tracking_api.http.dispatch import error_body
 from state_tracking_api.settings import Settings
 
-# uvicorn finishes what is in flight within this; the rest of ten seconds is for closing.
-GRACE_SECONDS = 8
+# uvicorn finishes what is in flight within this; the rest of ten seconds is for leases and connections.
+GRACE_SECONDS = 6
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
 # Request line and headers together; the parser itself would collect them until the memory is full.

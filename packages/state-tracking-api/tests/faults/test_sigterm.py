@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 from pathlib import Path
 
 import httpx
@@ -73,16 +74,30 @@ def test_a_lease_that_is_held_at_the_end_is_released(own: Servers, mongo: MongoC
     assert database.jobs.find_one(held) is None
 
 
+def in_flight(server: Server, path: str) -> socket.socket:
+    """A request whose answer nobody waits for; to be closed."""
+    connection = socket.create_connection(("127.0.0.1", server.port))
+    head = f"POST {path} HTTP/1.1\r\nHost: here\r\nX-API-Key: {server.key}\r\nContent-Length: 0\r\n\r\n"
+    connection.sendall(head.encode())
+    return connection
+
+
 @pytest.mark.slow
 def test_with_a_frozen_database_the_end_comes_within_10_seconds_too(tmp_path: Path) -> None:
     with Mongod.start(tmp_path / "db") as mongod:
         settings = {"SCHEDULER": "on", "STALL_SCAN_INTERVAL_SECONDS": "1"}
         server = Server.start(MONGODB_URI=mongod.uri, **settings)
         server.line_where(lambda line: line["message"] == "Background job executed", "a job")
+        with Api(server.base_url, server.key) as api:
+            session = api.session()
         os.kill(mongod.pid, signal.SIGSTOP)
+        requests = [in_flight(server, f"/api/sessions/{session['session_id']}/heartbeat") for _ in range(3)]
+        requests += [in_flight(server, f"/api/sessions/{session['session_id']}/mark-stalled")]
         try:
             server.process.send_signal(signal.SIGTERM)
             assert server.process.wait(EXIT_SECONDS) == 0
         finally:
             os.kill(mongod.pid, signal.SIGCONT)
             server.kill()
+            for request in requests:
+                request.close()

@@ -10,6 +10,9 @@ import pytest
 from api_harness.api import Api, Json, ago, expect, expect_error, uuid4
 from api_harness.servers import Document, Documents, Servers
 from operations.reading import read_metrics
+from state_tracking_api import app, settings
+from state_tracking_api.app import create_app
+from state_tracking_api.embedded import Mongod
 
 PROJECT = "history"
 START = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=6)
@@ -228,6 +231,30 @@ def test_real_heartbeats_are_counted_over_all_instances(own: Servers) -> None:
         assert summary(api)["heartbeats"] == {"received": 12, "failed": 0, "success_rate": 1.0}
 
 
-@pytest.mark.parametrize("since", ["yesterday", "2026-01-01", "2026-01-01T00:00:00", "0.5", ""])
+async def test_failed_heartbeats_are_kept_until_the_database_is_back(
+    mongod: Mongod, database: Documents
+) -> None:
+    configured = settings.load(mongodb_uri=mongod.uri, mongodb_database=database.name, api_keys=uuid4())
+    resources = create_app(configured).state.resources
+    breaker = resources.storage.breaker
+    admitted = breaker.admits()
+    assert admitted
+    for _ in range(5):
+        breaker.failed(admitted)
+        resources.metrics.count_heartbeat(503)
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    await app._store_heartbeats(resources, lambda: moment)
+    breaker.succeeded()
+    await app._store_heartbeats(resources, lambda: moment)
+    await resources.storage.close()
+    stored = database.heartbeat_counts.find_one({"hour": moment})
+    assert stored
+    assert (stored["received"], stored["failed"]) == (5, 5)
+
+
+@pytest.mark.parametrize(
+    "since",
+    [*("yesterday", "2026-01-01", "2026-01-01T00:00:00", "0.5", ""), "0001-01-01T00:00:00+14:00"],
+)
 def test_a_since_that_is_no_moment_is_refused(api: Api, since: str) -> None:
     expect_error(api.get("/api/analytics/summary", params={"since": since}), 400, fields=("since",))
