@@ -18,6 +18,9 @@ DEFAULT_WINDOW = timedelta(days=7)
 # PRD 1: a crash is detected within five minutes.
 DETECTION_TARGET = timedelta(minutes=5)
 HOURLY_UP_TO = timedelta(days=2)
+LONGEST_WINDOW = timedelta(days=3660)
+# Documents that are counted in one go; other requests have their turn in between.
+BATCH = 500
 REASONS_LISTED = 10
 REASON_LENGTH = 200
 
@@ -103,6 +106,7 @@ async def _sessions(
     found = storage.sessions.find(
         {**chosen, "events.at": {"$gte": since}},
         {"_id": 0, "status": 1, "started_at": 1, "completed_at": 1, "recovered_by": 1, "events": 1},
+        batch_size=BATCH,
     )
     async for session in found:
         for event in session["events"]:
@@ -147,7 +151,7 @@ async def _tasks(storage: Storage, chosen: Document, since: datetime) -> Json:
     counts: Counter[str] = Counter()
     durations: list[timedelta] = []
     fields = {"_id": 0, "status": 1, "started_at": 1, "completed_at": 1}
-    async for task in storage.tasks.find({**chosen, "created_at": {"$gte": since}}, fields):
+    async for task in storage.tasks.find({**chosen, "created_at": {"$gte": since}}, fields, batch_size=BATCH):
         counts[task["status"]] += 1
         if task["status"] == TaskStatus.COMPLETED and task.get("started_at") and task.get("completed_at"):
             durations.append(task["completed_at"] - task["started_at"])

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query
 from pydantic import AwareDatetime, BeforeValidator, Field
 
 from state_tracking_api import analytics, timeline
+from state_tracking_api.errors import InvalidRequest
 from state_tracking_api.http.call import InCall
 from state_tracking_api.http.documented import errors
 from state_tracking_api.http.models import AnswerModel, Offset, SessionId, Timestamp, Uuid, WholeNumber
@@ -191,4 +192,6 @@ async def events(call: InCall, session_id: SessionId, query: Annotated[ListEvent
 async def summary(call: InCall, query: Annotated[Summarise, Query()]) -> Json:
     """Detection, recovery, false positives, durations and failure reasons, from the recorded transitions."""
     since: datetime = query.since or call.now - analytics.DEFAULT_WINDOW
+    if since < call.now - analytics.LONGEST_WINDOW:
+        raise InvalidRequest.of_field("since", f"must lie within {analytics.LONGEST_WINDOW.days} days")
     return await analytics.summary(call.storage, since, call.now, query.project_id)
