@@ -49,7 +49,8 @@ class Server:
         def answers() -> bool:
             assert process.poll() is None, f"the server has ended: {self.log.read_text()[-2000:]}"
             try:
-                return httpx.get(f"{self.url}/api/sessions", headers={"X-API-Key": KEY}).is_success
+                url = f"{self.url}/api/sessions"
+                return httpx.get(url, headers={"X-API-Key": KEY}, timeout=60).is_success
             except httpx.HTTPError:
                 return False
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from claude_projects import Client
+from claude_projects import BadRequestError, Client
 from claude_projects.exits import Exit
 from client_harness.command import Machine
 from client_harness.server import KEY, Server
@@ -37,6 +37,20 @@ def lose_every_fifth(wire: Wire, first: int) -> None:
         wire.faults.append("lose answer" if number % 5 == first % 5 else "pass")
 
 
+def fence_off(client: Client, session_id: str) -> None:
+    """Fence off a session whose heartbeats may come at any moment, and revive it in between."""
+
+    def fenced() -> bool:
+        client.mark_stalled(session_id)
+        try:
+            client.prepare_recovery(session_id, clear_machine_assignment=True)
+        except BadRequestError:  # it is active again
+            return False
+        return True
+
+    until(fenced, "no heartbeat to come between the two calls")
+
+
 @pytest.mark.parametrize("how", ["recovered", "marked as failed", "fenced off"])
 def test_a_run_that_loses_its_session_kills_its_command_and_ends_with_a_code_of_its_own(
     server: Server, client: Client, machines: Machines, project: str, how: str
@@ -47,8 +61,7 @@ def test_a_run_that_loses_its_session_kills_its_command_and_ends_with_a_code_of_
     children = run.children()
     (session,) = client.list_sessions(project_id=project).items
     if how == "fenced off":
-        client.mark_stalled(session.session_id)
-        client.prepare_recovery(session.session_id, clear_machine_assignment=True)
+        fence_off(client, session.session_id)
     else:
         client.mark_failed(session.session_id, error_message="by an operator")
     if how == "recovered":
@@ -58,6 +71,7 @@ def test_a_run_that_loses_its_session_kills_its_command_and_ends_with_a_code_of_
 
     assert end.code == Exit.REPLACED, end.err
     assert session.session_id in end.err
+    assert "Traceback" not in end.err
     until(lambda: not any(child.is_running() for child in children), "the command and its guard to be gone")
     assert machine.effects() == ["one", "begins"]
 
