@@ -14,8 +14,8 @@ from claude_projects import calls
 from claude_projects.client import AsyncClient, Client
 from claude_projects.errors import ClaudeProjectsError, SessionLostError
 from claude_projects.exchange import Call, Pause, Retry, Steps, perform, perhaps_done
-from claude_projects.models import Metadata, Session, Task
-from claude_projects.tracking import Listener, Report, TrackedTask, Tracking
+from claude_projects.models import Metadata, Session, SessionStatus, Task
+from claude_projects.tracking import Listener, Report, TrackedTask, Tracking, snapshot
 
 DEFAULT_INTERVAL = 60.0
 _OPENING = Retry(attempts=3)  # "if session creation fails: retry up to 3 times" (PRD 4.3)
@@ -127,6 +127,7 @@ class _Tracked:
     ) -> TrackedTask:
         """Create a pending task; it gets its ``task_id`` when the API has it."""
         task = self.handle(name)
+        metadata = snapshot(metadata)
 
         def call() -> Call[Task]:
             session = self._session()
@@ -163,16 +164,17 @@ class _Tracked:
 
     def pause(self, metadata: Metadata | None = None) -> None:
         """Leave the session paused when it is left; whoever goes on with it recovers it."""
-        self._ending = "paused"
         self._patch("paused", status="paused", metadata=metadata)
+        self._ending = "paused"
 
     def complete(self, metadata: Metadata | None = None) -> None:
         """Mark the session as completed. Leaving the context without an error does this too."""
-        self._ending = "completed"
         self._patch("completed", ends=True, status="completed", metadata=metadata)
+        self._ending = "completed"
 
     def fail(self, error_message: str, metadata: Metadata | None = None) -> None:
         """Mark the session as failed. Leaving the context with an error does this too."""
+        metadata = snapshot(metadata)
         self._ending = "failed"
 
         def call() -> Call[Session]:
@@ -182,9 +184,18 @@ class _Tracked:
 
         self._tracking.add(Report("the session has failed", call, ends=True))
 
-    def _patch(self, what: str, *, ends: bool = False, **fields: Any) -> "Future[bool]":
+    def _patch(
+        self,
+        what: str,
+        *,
+        ends: bool = False,
+        status: SessionStatus | None = None,
+        metadata: Metadata | None = None,
+    ) -> "Future[bool]":
+        metadata = snapshot(metadata)
+
         def call() -> Call[Session]:
-            return calls.update_session(self._session().session_id, **fields)
+            return calls.update_session(self._session().session_id, status=status, metadata=metadata)
 
         return self._tracking.add(Report(f"session: {what}", call, ends=ends)).told
 
@@ -198,7 +209,7 @@ class _Tracked:
         self._tracking.current = lambda: None
         if self.lost is not None or isinstance(error, SessionLostError):
             return
-        if error is None:
+        if _well(error):
             task.complete()
         elif _wanted(error):
             task.block(f"interrupted by {type(error).__name__}")
@@ -208,7 +219,7 @@ class _Tracked:
     def _settle(self, error: BaseException | None) -> None:
         if self._ending is not None or self.lost is not None or isinstance(error, SessionLostError):
             return
-        if error is None:
+        if _well(error):
             self.complete()
         elif _wanted(error):
             self.pause()
@@ -345,8 +356,10 @@ class AsyncTrackedSession(_Tracked):
             self._settle(error)
         self._tracking.finish(_PATIENCE_AT_END)
         if self._work is not None:
-            await asyncio.wait([self._work], timeout=_PATIENCE_AT_END + 1.0)
-            self._work.cancel()
+            try:
+                await asyncio.wait([self._work], timeout=_PATIENCE_AT_END + 1.0)
+            finally:
+                self._work.cancel()
         if error is None:
             self.check()
 
@@ -357,6 +370,7 @@ class AsyncTrackedSession(_Tracked):
     async def settled(self, told: "Future[bool]", patience: float) -> bool:
         """Wait for a report; False where the API is away or too slow."""
         waited = asyncio.wrap_future(told)
+        waited.add_done_callback(_heard)  # also where nobody waits for it any more
         done, _ = await asyncio.wait([waited], timeout=patience)
         return waited.result() if done else False
 
@@ -407,9 +421,19 @@ def track(
     return AsyncTrackedSession(client, opening, **given)
 
 
-def _wanted(error: BaseException) -> bool:
-    return isinstance(error, KeyboardInterrupt | asyncio.CancelledError)
+def _heard(future: "asyncio.Future[bool]") -> None:
+    if not future.cancelled():
+        future.exception()
 
 
-def _words(error: BaseException) -> str:
+def _well(error: BaseException | None) -> bool:
+    """No error, or a program that ends with exit code 0."""
+    return error is None or (isinstance(error, SystemExit) and not error.code)
+
+
+def _wanted(error: BaseException | None) -> bool:
+    return isinstance(error, KeyboardInterrupt | asyncio.CancelledError | GeneratorExit)
+
+
+def _words(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

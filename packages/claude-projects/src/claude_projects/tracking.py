@@ -4,24 +4,26 @@
 drive it in a thread or in a task. Its rules:
 
 - Reports are delivered one at a time in the order in which they were made, each until the API has it. While
-the API is
-  away they wait; the work that they speak of does not.
+  the API is away they wait; the work that they speak of does not.
 - A heartbeat goes before any report once it is due: the first thing that a process says after it was
-frozen, or after
-  the API was away, is a question: "is this session still mine?"
-- A 409 means no. It ends everything at once: nothing is sent any more, whoever waits is told. - Being alive
-is not making progress. Where ``stalled_after`` is set, the heartbeats stop when the owner has shown no
-  progress for so long, and the API can see what is the case.
+  frozen, or after the API was away, is a question: "is this session still mine?"
+- A 409 means no. It ends everything at once: nothing is sent any more, whoever waits is told.
+- Being alive is not making progress. Where ``stalled_after`` is set, the heartbeats stop when the owner has
+  shown no progress for so long, and the API can see what is the case.
+- What the owner's functions raise is logged and goes no further: it must not end the heartbeats.
 
 Only local, monotonic time is used; no timestamp of this machine is ever sent.
 """
 
+import contextlib
+import json
+import logging
 import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +48,7 @@ _PASSING = (UnreachableError, RateLimitedError, ServerError, NotTheApiError)
 _BACKOFF = Retry(base=0.5, cap=15.0)
 _MACHINE_INTERVAL = 30.0
 _GIVE_UP_AFTER = 5  # 500s for one report: it must not hold up all others for ever
+_log = logging.getLogger("claude_projects")
 
 
 def clock() -> float:
@@ -54,6 +57,14 @@ def clock() -> float:
         if hasattr(time, name):
             return time.clock_gettime(getattr(time, name))
     return time.monotonic()
+
+
+def snapshot(metadata: Metadata | None) -> Metadata | None:
+    """A copy of ``metadata`` as it is now; raises TypeError or ValueError where it is not JSON.
+
+    It is sent later and by another thread, where nobody could be told, and the caller may change his own.
+    """
+    return None if metadata is None else json.loads(json.dumps(metadata, allow_nan=False))
 
 
 def _ignore(*_: object) -> None:
@@ -215,11 +226,11 @@ class Tracking:
                     _fail(self.opened, error)
                     return False
                 self._no_key(error)
-            except ClaudeProjectsError as error:
+            except Exception as error:
                 if not self.opened.done():
                     _fail(self.opened, error)
                     return False
-                if isinstance(error, SessionLostError):
+                if isinstance(error, SessionLostError) or not isinstance(error, ClaudeProjectsError):
                     raise
                 existing = error.existing_session_id if isinstance(error, ApiError) else None
                 raise SessionLostError(None, existing, str(error)) from error
@@ -237,7 +248,7 @@ class Tracking:
                 return
             if now < self._not_before:
                 yield Pause(self._within_deadline(self._not_before - now), wakeable=True)
-            elif now >= self._beat_due and self._may_beat():
+            elif (now >= self._beat_due or self._confirmations) and self._may_beat():
                 if not (yield from self._beat()):
                     return
             elif self._outbox:
@@ -248,7 +259,8 @@ class Tracking:
 
     def _beat(self) -> Steps[bool]:
         session_id = self._session_id()
-        call = calls.heartbeat(session_id, current_task_id=self.current(), metadata=self._pulse())
+        metadata = self._news()
+        call = calls.heartbeat(session_id, current_task_id=self.current(), metadata=metadata)
         # An answer speaks of the moment at which it was asked for: this process may be frozen in between.
         asked, sent = self._take_confirmations(), clock()
         contact = False
@@ -258,8 +270,9 @@ class Tracking:
             self._confirmations += asked
             raise _lost(session_id, error) from error
         except NotFoundError:
-            self._listener.problem(
-                f"session {session_id} has been deleted: the work goes on, but nobody follows it any more"
+            self._tell(
+                self._listener.problem,
+                f"session {session_id} has been deleted: the work goes on, but nobody follows it any more",
             )
             self._answer(asked, contact=False)
             return False
@@ -268,12 +281,15 @@ class Tracking:
         except _PASSING as error:
             self._is_away(error)
         except ApiError as error:
-            self._listener.problem(f"the API refuses the heartbeat: {error}")
-            self._beat_due = sent + self._interval
+            self._tell(self._listener.problem, f"the API refuses the heartbeat: {error}")
+            if metadata is None:
+                self._beat_due = sent + self._interval
+            else:  # to be known as alive is worth more than what it carries: at once again, without
+                self._pulse = lambda: None
         else:
             contact = True
             self._is_back()
-            self._beat_due = 0.0 if self._confirmations else sent + self._interval
+            self._beat_due = sent + self._interval
         self._answer(asked, contact=contact)
         if contact and sent >= self._machine_due:
             self._machine_due = sent + max(self._interval, _MACHINE_INTERVAL)
@@ -329,7 +345,7 @@ class Tracking:
         _resolve(report.told, value=told)
 
     def _refused(self, report: Report, error: ClaudeProjectsError) -> None:
-        self._listener.problem(f"the API refuses a report ({report.what}): {error}")
+        self._tell(self._listener.problem, f"the API refuses a report ({report.what}): {error}")
         self._done(report, told=False)
         # A session that has ended refuses some reports as bad requests: the heartbeat tells which it is.
         self._beat_due = 0.0
@@ -351,7 +367,7 @@ class Tracking:
             _resolve(report.told, value=False)
         self._answer(self._take_confirmations(), contact=False)
         if first:
-            self._listener.away(error)
+            self._tell(self._listener.away, error)
         _resolve(self.opened, value=False)
 
     def _is_back(self) -> None:
@@ -361,12 +377,14 @@ class Tracking:
             was_away, self.away = self.away, False
             waiting = len(self._outbox)
         if was_away:
-            self._listener.back(waiting)
+            self._tell(self._listener.back, waiting)
 
     def _no_key(self, error: ClaudeProjectsError) -> None:
         # The key may come back (a rotation gone wrong), so nothing is thrown away; but it is said only once.
         if not self._keyless:
-            self._listener.problem(f"the API refuses the key: {error}. The work goes on untracked")
+            self._tell(
+                self._listener.problem, f"the API refuses the key: {error}. The work goes on untracked"
+            )
         self._keyless = True
         self._not_before = clock() + min(30.0, self._interval)
         with self._lock:
@@ -374,6 +392,19 @@ class Tracking:
         for report in waiting:
             _resolve(report.told, value=False)
         self._answer(self._take_confirmations(), contact=False)
+
+    def _tell(self, listen: Callable[[Any], object], what: object) -> None:
+        try:
+            listen(what)
+        except Exception:  # noqa: BLE001 - whatever it is, the heartbeats go on
+            _log.exception("a listener of the tracked session has failed")
+
+    def _news(self) -> Metadata | None:
+        try:
+            return snapshot(self._pulse())
+        except Exception:  # noqa: BLE001 - as above
+            _log.exception("the pulse of the tracked session has failed")
+            return None
 
     def _take_confirmations(self) -> "list[Future[bool]]":
         with self._lock:
@@ -392,7 +423,7 @@ class Tracking:
             self._confirmations = []
         for future in [self.opened, *asked, *(report.told for report in waiting)]:
             _fail(future, error)
-        self._listener.lost(error)
+        self._tell(self._listener.lost, error)
 
     def _end(self) -> None:
         with self._lock:
@@ -458,6 +489,8 @@ class TrackedTask:
         exclusive: bool = False,
         error_message: str | None = None,
     ) -> "Future[bool]":
+        metadata = snapshot(metadata)
+
         def call() -> Call[Task] | None:
             if self.task_id is None:  # its creation was refused, and that was said
                 return None
@@ -478,10 +511,10 @@ def _lost(session_id: str, error: ConflictError) -> SessionLostError:
 
 
 def _resolve(future: "Future[bool]", *, value: bool) -> None:
-    if not future.done():
+    with contextlib.suppress(InvalidStateError):  # the other thread was first
         future.set_result(value)
 
 
 def _fail(future: "Future[bool]", error: BaseException) -> None:
-    if not future.done():
+    with contextlib.suppress(InvalidStateError):
         future.set_exception(error)

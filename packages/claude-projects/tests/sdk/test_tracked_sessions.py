@@ -77,6 +77,28 @@ def test_an_interruption_blocks_the_task_and_pauses_the_session(client: Client, 
     assert tasks_of(client, project) == [("one", "blocked")]
 
 
+@pytest.mark.parametrize(
+    ("error", "session_is", "task_is"),
+    [
+        (SystemExit(), "completed", "completed"),
+        (SystemExit(0), "completed", "completed"),
+        (SystemExit(3), "failed", "failed"),
+        (GeneratorExit(), "paused", "blocked"),
+    ],
+)
+def test_an_exit_is_judged_by_its_code(
+    client: Client, project: str, error: BaseException, session_is: str, task_is: str
+) -> None:
+    with (
+        pytest.raises(type(error)),
+        track(client, project_id=project, machine_id="m") as session,
+        session.task("one"),
+    ):
+        raise error
+    assert the_session(client, project).status == session_is
+    assert tasks_of(client, project) == [("one", task_is)]
+
+
 @pytest.mark.parametrize("how", ["recovered", "failed", "fenced"])
 def test_a_loss_is_told_by_event_by_callback_and_by_exception(client: Client, project: str, how: str) -> None:
     heard: list[SessionLostError] = []
@@ -270,6 +292,67 @@ def test_heartbeats_carry_what_the_caller_wants_to_be_known(client: Client, proj
         client, project_id=project, machine_id="m", heartbeat_interval=0.05, pulse=lambda: {"done": "half"}
     ):
         until(lambda: the_session(client, project).metadata.get("done") == "half", "the metadata")
+
+
+def test_metadata_that_is_no_json_is_the_callers_error_and_the_session_lives_on(
+    client: Client, project: str
+) -> None:
+    with track(client, project_id=project, machine_id="m", heartbeat_interval=0.05) as session:
+        for bad in ({"x": object()}, {"x": float("nan")}):
+            with pytest.raises((TypeError, ValueError)):
+                session.update(bad)
+            with pytest.raises((TypeError, ValueError)):
+                session.add_task("one", metadata=bad)
+        metadata = {"steps": ["a"]}
+        told = session.update(metadata)
+        metadata["steps"].append("b")
+        assert session.settled(told, 30)
+        assert the_session(client, project).metadata["steps"] == ["a"], "as it was when it was given"
+    assert the_session(client, project).status == "completed"
+    assert tasks_of(client, project) == []
+
+
+def test_what_the_callers_own_functions_raise_does_not_end_the_heartbeats(
+    client: Client, project: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> dict[str, object]:
+        raise ZeroDivisionError
+
+    with track(
+        client,
+        project_id=project,
+        machine_id="m",
+        heartbeat_interval=0.05,
+        pulse=broken,
+        listener=Listener(problem=broken),
+    ) as session:
+        assert session.settled(session.update({"archived": True}), 30) is False  # the server's own key
+        begun = the_session(client, project)
+        until(lambda: the_session(client, project).last_heartbeat > begun.last_heartbeat, "a heartbeat")
+    assert the_session(client, project).status == "completed"
+    said = {record.getMessage() for record in caplog.records if record.name == "claude_projects"}
+    assert said == {
+        "the pulse of the tracked session has failed",
+        "a listener of the tracked session has failed",
+    }
+
+
+def test_a_pulse_that_the_api_refuses_is_left_out_and_the_session_stays_alive(
+    client: Client, project: str
+) -> None:
+    problems: list[str] = []
+    with track(
+        client,
+        project_id=project,
+        machine_id="m",
+        heartbeat_interval=0.05,
+        pulse=lambda: {"much": "x" * 70_000},
+        listener=Listener(problem=problems.append),
+    ):
+        begun = the_session(client, project)
+        until(lambda: the_session(client, project).last_heartbeat > begun.last_heartbeat, "a heartbeat")
+    assert len(problems) == 1
+    assert "refuses the heartbeat" in problems[0]
 
 
 def test_a_report_that_the_api_refuses_is_told_and_holds_up_nothing(client: Client, project: str) -> None:
