@@ -22,7 +22,7 @@ import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from claude_projects.errors import ClaudeProjectsError
 
@@ -92,15 +92,16 @@ class Journal:
         """Write an entry. On return it is on the disk."""
         self._take(entry)
         with (self.directory / "journal.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            # It begins a line of its own even after one that was torn when the machine lost its power.
+            file.write("\n" + json.dumps(entry) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def _take(self, entry: dict[str, Any]) -> None:
-        if "run_id" in entry and entry["run_id"] not in self.run_ids:
-            self.run_ids.append(entry["run_id"])
-        if "completed" in entry:
-            self.done.add(entry["completed"])
+        if isinstance(run_id := entry.get("run_id"), str) and run_id not in self.run_ids:
+            self.run_ids.append(run_id)
+        if isinstance(digest := entry.get("completed"), str):
+            self.done.add(digest)
         self.has_session = self.has_session or "session" in entry
         self.ended = self.ended or entry.get("ended") is True
         self.finished = self.finished or entry.get("finished") is True
@@ -110,11 +111,13 @@ class Journal:
         """A journal and its first entry; what cannot be read is as if it were not there."""
         journal, header = cls(path.parent, []), dict[str, Any]()
         with contextlib.suppress(OSError):
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 with contextlib.suppress(ValueError):  # the last line of a machine that lost its power
-                    entry = json.loads(line)
-                    header = header or entry
-                    journal._take(entry)
+                    entry: Any = json.loads(line)
+                    if isinstance(entry, dict):
+                        entry = cast("dict[str, Any]", entry)
+                        header = header or entry
+                        journal._take(entry)
         return header, journal
 
 
@@ -141,8 +144,12 @@ class Journals:
         there = self.find(project_id, run_id)
         if there is not None:
             return there
-        made = self.directory / _slug(project_id) / f"{time.strftime('%Y%m%dT%H%M%S')}-{run_id[:8]}"
-        made.mkdir(parents=True, exist_ok=True)
+        made = (
+            self.directory
+            / _slug(project_id)
+            / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{run_id[:8]}"
+        )
+        made.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts and output are nobody else's business
         journal = Journal(made, [])
         journal.append({"run_id": run_id, "project_id": project_id, "plan": plan, "machine_id": machine_id})
         return journal

@@ -1,5 +1,6 @@
 """Where the command line finds the API, and as whom: flags, else environment, else a file, else defaults."""
 
+import contextlib
 import math
 import os
 import socket
@@ -110,6 +111,8 @@ def _checked(name: str, value: Any, source: str) -> Setting:
         return Setting(seconds, source)
     if not isinstance(value, str) or not value.strip():
         raise ConfigurationError(f"{source}: {name} must be a text that is not blank, not {value!r}")
+    if name == "api_key" and not (value.strip().isascii() and value.strip().isprintable()):
+        raise ConfigurationError(f"{source}: api_key holds characters that no key has; it must be a UUID")
     return Setting(value.strip(), source)
 
 
@@ -119,10 +122,10 @@ def machine_id() -> str:
     if hostname and hostname not in {"localhost", "localhost.localdomain"}:
         return hostname
     path = state_dir() / "machine-id"
-    try:
-        return path.read_text(encoding="ascii").strip() or str(uuid.getnode())
-    except OSError:
-        made = str(uuid.uuid4())
+    with contextlib.suppress(OSError, ValueError):  # none yet, or one that was written by half
+        return str(uuid.UUID(path.read_text(encoding="ascii").strip()))
+    made = str(uuid.uuid4())
+    with contextlib.suppress(OSError):  # where nothing can be kept, `run` says so
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(made + "\n", encoding="ascii")
-        return made
+    return made
