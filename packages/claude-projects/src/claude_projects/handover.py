@@ -5,11 +5,10 @@ point and begun again later, in this process or another, and never end in two pr
 work:
 
 - A session whose process can be seen to live is left alone; one whose process cannot be seen is left alone
-until the API
-  calls it stalled.
-- Recovery gives a session one successor, whoever asks and how often. Only who created it goes on with it. -
-Where an answer was lost, so that nobody knows who created it, the first task decides: it can be claimed
-once.
+  until the API calls it stalled.
+- Recovery gives a session one successor, whoever asks and how often. Only who created it goes on with it.
+- Where an answer was lost, so that nobody knows who created it, the first task decides: it can be claimed
+  once.
 """
 
 import platform
@@ -134,11 +133,13 @@ class Handover:
             ):
                 return earlier  # ours: the answer to its creation was lost
             if earlier is not None and earlier.machine_id != self.worker.machine_id:
-                raise HeldError(
-                    f"this plan goes on as session {earlier.session_id} on machine {earlier.machine_id!r} "
-                    f"({earlier.status}); to bring it here: claude-projects resume {earlier.session_id}; "
-                    "to begin anew: --fresh"
-                )
+                if not fresh:
+                    raise HeldError(
+                        f"this plan goes on as session {earlier.session_id} on machine "
+                        f"{earlier.machine_id!r} ({earlier.status}); to bring it here: "
+                        f"claude-projects resume {earlier.session_id}; to begin anew: --fresh"
+                    )
+                earlier = None  # it stays with the machine that has it
             try:
                 if earlier is not None and not fresh:
                     session = yield from self._take_over(earlier, explicit=False)
@@ -197,16 +198,21 @@ class Handover:
                 f"machine {worker.machine_id!r} is registered as {machine.hostname!r}, and this is "
                 f"{worker.process.hostname!r}: two machines should not share an id"
             )
+        elif worker.docker_slot is not None and worker.docker_slot not in machine.docker_slots:
+            # The first run has registered the machine with its own slot, and knew of no other.
+            slots = sorted({*machine.docker_slots, worker.docker_slot})
+            yield from perform(calls.update_machine(worker.machine_id, docker_slots=slots), _RETRY)
 
     def _earlier(self) -> Steps[Session | None]:
         """The session of this plan that is to be gone on with: the newest one, or its last successor."""
-        sessions = yield from _all(
-            calls.list_sessions(
-                project_id=self.outline.project_id, machine_id=self.worker.machine_id, limit=100
-            )
+
+        def of_plan(session: Session) -> bool:
+            return (plan_of(session) or {}).get("name") == self.outline.name
+
+        call = calls.list_sessions(
+            project_id=self.outline.project_id, machine_id=self.worker.machine_id, limit=100
         )
-        of_plan = (one for one in sessions if (plan_of(one) or {}).get("name") == self.outline.name)
-        newest = next(of_plan, None)
+        newest = next(filter(of_plan, (yield from _all(call, enough=of_plan))), None)
         if newest is None:
             return None
         last = yield from self._last_of(newest.session_id)
@@ -396,7 +402,8 @@ class _OvertakenError(ClaudeProjectsError):
     """Somebody else changed what we were looking at: look again."""
 
 
-def _all(call: Call[Page[T]]) -> Steps[list[T]]:
+def _all(call: Call[Page[T]], enough: Callable[[T], bool] = lambda _: False) -> Steps[list[T]]:
+    """All items of a list, or those up to the page that has one which is ``enough``."""
     items: dict[object, T] = {}
     offset = 0
     while True:
@@ -404,7 +411,7 @@ def _all(call: Call[Page[T]]) -> Steps[list[T]]:
         page = yield from perform(replace(call, request=replace(call.request, query=query)), _RETRY)
         items.update({_id(item): item for item in page.items})
         offset += len(page.items)
-        if not page.items or offset >= page.total:
+        if not page.items or offset >= page.total or any(map(enough, page.items)):
             return list(items.values())
 
 

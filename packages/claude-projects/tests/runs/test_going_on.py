@@ -276,6 +276,38 @@ def test_fresh_begins_anew_after_a_failure(
     assert "--fresh" in given_up.metadata["error_message"]
 
 
+def test_a_run_in_another_slot_of_the_machine_makes_the_slot_known(
+    server: Server, client: Client, machines: Machines, project: str
+) -> None:
+    machine = machines(server.url)
+    for slot in ("1", "2"):
+        plan = machine.plan(three_tasks(f"{project}-{slot}", "true"))
+        run = machine.do("run", "--docker-slot", slot, plan)
+        assert run.code == Exit.OK, run.err
+    assert client.get_machine(machine.machine_id).docker_slots == (1, 2)
+    (session,) = client.list_sessions(project_id=f"{project}-2").items
+    assert session.docker_slot == 2
+
+
+def test_fresh_leaves_what_goes_on_on_another_machine_alone(
+    server: Server, client: Client, machines: Machines, project: str
+) -> None:
+    machine, other = machines(server.url), machines(server.url)
+    plan = machine.plan(three_tasks(project))
+    kill_in_second_task(machine, plan)
+    (killed,) = client.list_sessions(project_id=project).items
+    elsewhere = other.start("resume", killed.session_id)
+    other.await_effect("two-begins")
+
+    assert machine.do("run", plan).code == Exit.HELD
+    fresh = machine.do("run", "--fresh", plan)
+
+    assert fresh.code == Exit.OK, fresh.err
+    assert machine.effects() == ["one", "two-begins", "one", "two-begins", "two-ends", "three"]
+    other.work.joinpath("go").touch()
+    assert elsewhere.finish().code == Exit.OK
+
+
 def test_another_plan_of_the_project_does_not_take_the_work_of_a_dead_one_but_its_place(
     server: Server, client: Client, machines: Machines, project: str
 ) -> None:
