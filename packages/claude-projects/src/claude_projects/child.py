@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import select
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from signal import Signals
 from typing import Any, cast
 
 from claude_projects.plan import PROMPT_PLACEHOLDER, Definition
+from claude_projects.text import printable
 
 _ERROR_TAIL = 4000  # characters of the error output that go into an error message
 
@@ -52,6 +52,7 @@ class Child:
         environment: dict[str, str],
         freeze_after: float,
     ) -> None:
+        argv, stdin = arguments(task, prompt_file)
         self._guard = subprocess.Popen(  # noqa: S603 - our own file, in our own interpreter
             [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))],
             stdin=subprocess.PIPE,
@@ -66,7 +67,6 @@ class Child:
         """The command's process id, which is that of its group; None until it has been started."""
         self._unread = b""
         self._ended: Ended | None = None
-        argv, stdin = arguments(task, prompt_file)
         order: dict[str, Any] = {
             "command": argv,
             "stdin": str(stdin),
@@ -176,9 +176,7 @@ def tail(path: Path, start: int) -> str:
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return ""
-    text = re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[@-Z\\-_]", "", text)  # terminal colours and the like
-    text = "".join(c for c in text if c in "\n\t" or c.isprintable())
-    return text.strip()[-_ERROR_TAIL:]
+    return printable(text)[-_ERROR_TAIL:]
 
 
 def claude_result(path: Path, start: int) -> dict[str, Any] | None:
@@ -190,3 +188,15 @@ def claude_result(path: Path, start: int) -> dict[str, Any] | None:
         if isinstance(said, dict) and cast("dict[str, Any]", said).get("type") == "result":
             return cast("dict[str, Any]", said)
     return None
+
+
+def figures(said: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of claude's report, as far as it is what it should be."""
+    kept = {name: said[name] for name in ("num_turns", "total_cost_usd", "duration_ms") if name in said}
+    numbers = {
+        name: one
+        for name, one in kept.items()
+        if isinstance(one, int | float) and abs(one) < 2**53 and not isinstance(one, bool)
+    }
+    session_id = said.get("session_id")
+    return {"session_id": printable(session_id)[:200], **numbers} if isinstance(session_id, str) else numbers

@@ -1,6 +1,7 @@
 """The command line: what is asked for, and the one sentence for each way in which it can go wrong."""
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar, cast, get_args
+from typing import Annotated, Any, NoReturn, TextIO, TypeVar, cast, get_args
 
 import typer
 from rich.console import Console
@@ -101,6 +102,9 @@ def main(
     ] = False,
 ) -> None:
     """What all commands share."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a locale without "…" must not stop anything
+            stream.reconfigure(errors="backslashreplace")
     context.obj = _Context({"url": url, "api_key": api_key})
 
 
@@ -184,7 +188,7 @@ def _work(
     from claude_projects.outline import Outline
     from claude_projects.process import Process
     from claude_projects.runner import Pace, Runner
-    from claude_projects.view import LiveView, PlainView
+    from claude_projects.view import Expendable, LiveView, PlainView
 
     machine = chosen.machine_id.value
     directory = settings.state_dir()
@@ -196,7 +200,13 @@ def _work(
         if left is not None and not left.has_session and not left.ended:
             run_id = left.run_ids[0]  # begun and broken off while the API was away
     title = outline.name if outline else f"session {session_id}"
-    view = LiveView(_out, title) if _out.is_terminal else PlainView(_out, _err)
+    out, err = (
+        Console(file=cast("TextIO", Expendable(stream)), highlight=False)
+        for stream in (sys.stdout, sys.stderr)
+    )
+    # Colours may be wanted in a file too (FORCE_COLOR), a picture that moves never is.
+    live = sys.stdout.isatty() and not out.is_dumb_terminal
+    view = LiveView(out, title) if live else PlainView(out, err)
     worker = Worker(Process.current(), machine, docker_slot)
     try:
         with lock(directory, project_id, machine), _client(chosen, Retry()) as client:
@@ -224,7 +234,11 @@ def _work(
         _out.print(str(error), markup=False)
         return Exit.OK
     except OSError as error:
-        _fail(f"{error.filename or directory}: {error.strerror or error}", Exit.USAGE)
+        _fail(
+            f"{error.filename or directory}: {error.strerror or error}. Locks and logs are kept in "
+            f"{directory}; CLAUDE_PROJECTS_STATE_DIR may name another directory",
+            Exit.USAGE,
+        )
 
 
 # Sessions
@@ -436,7 +450,9 @@ def _as_sent(client: Client, call: Call[Page[T]], key: str, limit: int) -> list[
 
 
 def _json(what: Any) -> None:
-    sys.stdout.write(json.dumps(what, indent=2, ensure_ascii=False) + "\n")
+    readable = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+    sys.stdout.write(json.dumps(what, indent=2, ensure_ascii=not readable) + "\n")
+    sys.stdout.flush()  # here, and not when the interpreter ends: nobody hears of an error there
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import Generic, ParamSpec, Self, TypeVar, overload
 import httpx
 
 from claude_projects import calls
-from claude_projects.errors import NotTheApiError, UnreachableError
+from claude_projects.errors import ClaudeProjectsError, NotTheApiError, UnreachableError
 from claude_projects.exchange import Answer, Call, Outcome, Pause, Request, Retry, Steps, perform
 from claude_projects.models import Page
 
@@ -87,7 +87,10 @@ class _Address:
             raise NotTheApiError(f"{text!r} is not an address: {error}") from error
         if parsed.scheme not in {"http", "https"} or not parsed.host:
             raise NotTheApiError(f"{text!r} is not an address: it must look like {DEFAULT_URL}")
-        return cls(parsed, api_key or os.environ.get("CLAUDE_PROJECTS_API_KEY"))
+        key = (api_key or os.environ.get("CLAUDE_PROJECTS_API_KEY") or "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise ClaudeProjectsError("the API key holds characters that no key has; it must be a UUID")
+        return cls(parsed, key or None)
 
     def headers(self, request: Request) -> dict[str, str]:
         headers = {"Accept": "application/json"}
@@ -98,7 +101,8 @@ class _Address:
         return headers
 
     def target(self, request: Request) -> httpx.URL:
-        url = self.url.copy_with(raw_path=(self.url.path.rstrip("/") + request.path).encode("ascii"))
+        base = self.url.raw_path.partition(b"?")[0].rstrip(b"/")
+        url = self.url.copy_with(raw_path=base + request.path.encode("ascii"))
         return url.copy_merge_params(dict(request.query)) if request.query else url
 
     def unreachable(self, error: httpx.HTTPError) -> UnreachableError:
@@ -211,6 +215,11 @@ class Client:
             )
         except httpx.HTTPError as error:
             return self._address.unreachable(error)
+        except RuntimeError:
+            # Closed while a tracked session's thread was at work, by an owner who would not wait for it.
+            if not self._http.is_closed:
+                raise
+            return UnreachableError("the client has been closed", perhaps_done=True)
         answer = _outcome(response)
         self.server_time = _server_time(answer) or self.server_time
         return answer
@@ -320,6 +329,11 @@ class AsyncClient:
             )
         except httpx.HTTPError as error:
             return self._address.unreachable(error)
+        except RuntimeError:
+            # Closed while a tracked session's thread was at work, by an owner who would not wait for it.
+            if not self._http.is_closed:
+                raise
+            return UnreachableError("the client has been closed", perhaps_done=True)
         answer = _outcome(response)
         self.server_time = _server_time(answer) or self.server_time
         return answer

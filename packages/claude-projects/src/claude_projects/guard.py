@@ -7,9 +7,10 @@ When the ticks stop (the run is suspended, so it cannot learn that it has been r
 suspended too, and goes on with the next tick, which the run sends only after it has asked whether the work
 is still its own.
 
-- On every POSIX system the command's process group is killed. - On Linux the guard is also a "child
-subreaper": processes that left the group or lost their parents are found and
-  killed as well, and where the guard itself is killed, the kernel kills the command (PR_SET_PDEATHSIG).
+- On every POSIX system the command's process group is killed.
+- On Linux the guard is also a "child subreaper": processes that left the group or lost their parents are
+  found and killed as well, and where the guard itself is killed, the kernel kills the command
+  (PR_SET_PDEATHSIG).
 
 Protocol. Standard input: one line of JSON (the order), then single characters: ``.`` tick, ``i`` SIGINT,
 ``t`` SIGTERM, ``k`` SIGKILL. Standard output: lines of JSON: ``{"pid": n}`` or ``{"error": "…"}``, at last
@@ -54,6 +55,9 @@ def main() -> int:
         child = _start(order)
     except OSError as error:
         _say(answers, {"error": f"{error.filename or order['command']}: {error.strerror or error}"})
+        return 0
+    except ValueError as error:  # a NUL in a word
+        _say(answers, {"error": str(error)})
         return 0
     _say(answers, {"pid": child.pid})
     held, last_tick = False, time.monotonic()

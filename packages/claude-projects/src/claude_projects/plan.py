@@ -145,6 +145,11 @@ def _program(plan: Plan, path: Path) -> Program:
             github_issue_id=task.github_issue_id,
             timeout_seconds=task.timeout_seconds,
         )
+        texts = [definition.name, definition.prompt or "", *_words(definition.command)]
+        if any("\0" in text for text in texts):
+            raise PlanError(
+                f"{path}: task {number} ({task.name!r}) holds a NUL character, which no program takes"
+            )
         size = len(json.dumps(definition.to_metadata()))
         if size > _LARGEST_DEFINITION:
             raise PlanError(
@@ -153,6 +158,10 @@ def _program(plan: Plan, path: Path) -> Program:
             )
         tasks.append(definition)
     return Program(project_id=plan.project_id, name=plan.name or path.stem, tasks=tuple(tasks))
+
+
+def _words(command: str | list[str]) -> list[str]:
+    return [command] if isinstance(command, str) else command
 
 
 def json_schema() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from claude_projects import calls
-from claude_projects.child import Child, Ended, claude_result, environment_of, tail
+from claude_projects.child import Child, Ended, claude_result, environment_of, figures, tail
 from claude_projects.client import Client
 from claude_projects.errors import ClaudeProjectsError, SessionLostError, UnreachableError
 from claude_projects.exchange import Call, Steps
@@ -27,6 +27,7 @@ from claude_projects.handover import Handover, run_of
 from claude_projects.journal import Journal, Journals, log_paths
 from claude_projects.models import Metadata, Session, Task
 from claude_projects.outline import Item
+from claude_projects.text import printable
 from claude_projects.tracked import TrackedSession
 from claude_projects.tracking import Listener, Report, TrackedTask, clock
 from claude_projects.view import View
@@ -88,6 +89,7 @@ class Runner:
         self._trouble: ClaudeProjectsError | None = None
         self._progress: Metadata | None = None
         self._joined = False
+        self._forgetful = False
         self._journal: Journal | None = None
         self._awake = clock()
         self._session = TrackedSession(
@@ -208,38 +210,45 @@ class Runner:
         out_start, err_start = _size(out), _size(err)
         session = self._session.session
         self._look_around()
+        if self._signals:
+            raise _StoppedError(handle)
         began = time.monotonic()
         self._view.task_begins(item, out)
-        child = Child(
-            item.definition,
-            prompt_file=out.with_suffix(".prompt"),
-            out=out,
-            err=err,
-            environment=environment_of(
-                item.definition, session.session_id if session else None, handle.task_id
-            ),
-            freeze_after=self._pace.freeze_after,
-        )
         try:
-            ended, timed_out = self._watch(child, item, handle, (out, err))
-        except BaseException:
-            child.kill()
-            raise
-        finally:
-            self._progress = None
+            child = Child(
+                item.definition,
+                prompt_file=out.with_suffix(".prompt"),
+                out=out,
+                err=err,
+                environment=environment_of(
+                    item.definition, session.session_id if session else None, handle.task_id
+                ),
+                freeze_after=self._pace.freeze_after,
+            )
+        except OSError as error:  # no process or no disk space is to be had
+            ended, timed_out = Ended(None, f"the command could not be started: {error}"), None
+        else:
+            try:
+                ended, timed_out = self._watch(child, item, handle, (out, err))
+            except BaseException:
+                child.kill()
+                raise
+            finally:
+                self._progress = None
         seconds = round(time.monotonic() - began, 3)
         claude = claude_result(out, out_start)
         result: Metadata = {"exit_code": ended.status, "seconds": seconds, "log": str(out)}
         if claude is not None:
-            kept = ("session_id", "num_turns", "total_cost_usd", "duration_ms")
-            result["claude"] = {name: claude[name] for name in kept if name in claude}
+            result["claude"] = figures(claude)
         if ended.well and not timed_out and not (claude and claude.get("is_error")):
-            journal.completed(item.digest)
+            self._remember(lambda: journal.completed(item.digest))
             handle.complete({"result": result})
             self._view.task_ends(item, "done", well=True, seconds=seconds)
             return True
         outcome = timed_out or (str(ended) if not ended.well else "claude reports an error")
-        said = str((claude or {}).get("result") or "") or tail(err, err_start) or tail(out, out_start)
+        said = (
+            printable(str((claude or {}).get("result") or "")) or tail(err, err_start) or tail(out, out_start)
+        )
         handle.fail(f"{outcome}\n{said[-4000:]}".strip(), {"result": result})
         self._view.task_ends(
             item, outcome, well=False, seconds=seconds, tail="\n".join(said.splitlines()[-20:])
@@ -304,7 +313,10 @@ class Runner:
     def _close(self, code: Exit) -> Exit:
         signals = len(self._signals)
         self._session.finish(self._pace.at_end)
-        while not self._session.ended(_TICK) and len(self._signals) == signals:
+        deadline = time.monotonic() + self._pace.at_end + self._pace.grace  # an answer may be on its way
+        while (
+            not self._session.ended(_TICK) and len(self._signals) == signals and time.monotonic() < deadline
+        ):
             self._drain()
         self._drain()
         if self._journal is not None:
@@ -315,16 +327,16 @@ class Runner:
             self._view.note(str(self._session.lost), warning=True)
             return Exit.REPLACED
         if code is Exit.OK:
-            if self._journal is not None:
-                self._journal.end(told=told)
+            if (journal := self._journal) is not None:
+                self._remember(lambda: journal.end(told=told))
         elif session is not None:
             self._view.note(
                 f"To go on with what is left: start it again, or on any machine: "
                 f"claude-projects resume {session.session_id}"
             )
-        if not told:
+        if not told and self._journal is not None:
             self._view.note(
-                f"The API does not know of this yet ({self._session.unsent} reports unsent). "
+                f"The API does not know of this yet (unsent reports: {self._session.unsent}). "
                 "The next run of this plan on this machine will tell it.",
                 warning=True,
             )
@@ -343,7 +355,8 @@ class Runner:
         """Wait for the tracking thread; False where the API is away or time runs out."""
         deadline = time.monotonic() + patience
         while True:
-            self._awake = clock()
+            if clock() - self._awake <= _NAP:  # a nap is for ``_look_around`` to find
+                self._awake = clock()
             try:
                 return told.result(_TICK)
             except TimeoutError:
@@ -386,9 +399,23 @@ class Runner:
         if session is None:
             self._view.tracked("the API is away: what happens is reported when it comes")
         elif not self._joined:
-            journal.joined(session.session_id, run_of(session) or self._handover.run_id)
+            run_id = run_of(session) or self._handover.run_id
+            self._remember(lambda: journal.joined(session.session_id, run_id))
             self._joined = True
             self._view.tracked(f"session {session.session_id}")
+
+    def _remember(self, write: Callable[[], None]) -> None:
+        """Write to the journal. Where that cannot be (a full disk), the work goes on: the API knows too."""
+        try:
+            write()
+        except OSError as error:
+            if not self._forgetful:
+                self._view.note(
+                    f"The journal cannot be written ({error}): what is done while the API is away may be "
+                    "done again after a crash",
+                    warning=True,
+                )
+            self._forgetful = True
 
     def _drain(self) -> None:
         while self._messages:
@@ -406,7 +433,7 @@ class Runner:
         self._say(f"{error}; the work goes on", warning=True)
 
     def _back(self, waiting: int) -> None:
-        self._say(f"The API is back; {waiting} reports are on their way", warning=False)
+        self._say(f"The API is back (reports on their way: {waiting})", warning=False)
 
     def _wake_up(self) -> None:
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
@@ -418,7 +445,11 @@ class Runner:
             self._signals.append(number)
             self._wake_up()
 
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if (
+            signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+        ):  # as `nohup` sets it, so that the work goes on
+            numbers.append(signal.SIGHUP)
         before = [signal.signal(number, note) for number in numbers]
         try:
             yield

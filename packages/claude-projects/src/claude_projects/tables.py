@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from claude_projects.models import Machine, Session, SessionHealth, StalledSessions, Task
+from claude_projects.text import printable
 from claude_projects.view import duration
 
 _COLOURS = {
@@ -30,8 +31,8 @@ def sessions(items: Iterable[Session], now: datetime | None) -> Table:
     for one in items:
         table.add_row(
             one.session_id,
-            Text(one.project_id),
-            Text(one.machine_id),
+            Text(printable(one.project_id)),
+            Text(printable(one.machine_id)),
             status(one.status) + Text(f" → {one.recovered_by[:8]}" if one.recovered_by else "", "dim"),
             _ago(one.last_heartbeat, now),
             _ago(one.started_at, now),
@@ -44,7 +45,12 @@ def stalled(answer: StalledSessions) -> Table:
     table = _table("SESSION", "PROJECT", "MACHINE", "SILENT FOR")
     for one in answer.stalled_sessions:
         silence = duration(one.time_since_heartbeat_ms / 1000)
-        table.add_row(one.session_id, Text(one.project_id), Text(one.machine_id), Text(silence, "bold red"))
+        table.add_row(
+            one.session_id,
+            Text(printable(one.project_id)),
+            Text(printable(one.machine_id)),
+            Text(silence, "bold red"),
+        )
     return table
 
 
@@ -59,12 +65,12 @@ def tasks(items: Iterable[Task], now: datetime | None) -> Table:
         )
         table.add_row(
             one.task_id,
-            Text(one.task_name),
+            Text(printable(one.task_name)),
             status(one.status),
-            Text(one.github_issue_id or ""),
+            Text(printable(one.github_issue_id or "")),
             _ago(one.started_at, now),
             "" if took is None else duration(took),
-            Text((one.error_message or "").split("\n", 1)[0]),
+            Text(printable((one.error_message or "").split("\n", 1)[0])),
         )
     return table
 
@@ -74,8 +80,8 @@ def machines(items: Iterable[Machine], now: datetime | None) -> Table:
     table = _table("MACHINE", "HOST", "STATUS", "SESSIONS", "SLOTS", "HEARTBEAT")
     for one in items:
         table.add_row(
-            Text(one.machine_id),
-            Text(one.hostname),
+            Text(printable(one.machine_id)),
+            Text(printable(one.hostname)),
             status(one.status),
             str(len(one.active_sessions)),
             ", ".join(map(str, one.docker_slots)),
@@ -91,16 +97,18 @@ def session(one: Session, health: SessionHealth) -> Table:
         silence += f" (stalled: the threshold is {duration(health.stall_threshold_ms / 1000)})"
     rows: list[tuple[str, Text | str]] = [
         ("session", one.session_id),
-        ("project", Text(one.project_id)),
+        ("project", Text(printable(one.project_id))),
         (
             "machine",
-            Text(one.machine_id if one.docker_slot is None else f"{one.machine_id}, slot {one.docker_slot}"),
+            Text(
+                printable(one.machine_id) + ("" if one.docker_slot is None else f", slot {one.docker_slot}")
+            ),
         ),
         ("status", status(one.status)),
         ("heartbeat", Text(silence, "bold red" if health.is_stalled else "")),
         ("started", _time(one.started_at)),
         ("ended", _time(one.completed_at)),
-        ("why", Text(str(one.metadata.get("error_message", "")), "red")),
+        ("why", Text(printable(str(one.metadata.get("error_message", ""))), "red")),
         ("continues", one.recovered_from or ""),
         ("went on as", one.recovered_by or ""),
     ]

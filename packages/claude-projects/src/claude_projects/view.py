@@ -5,10 +5,12 @@ stands still. Beside the time that a task has taken it shows for how long the ta
 alive is not making progress.
 """
 
+import contextlib
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -18,8 +20,46 @@ from rich.table import Table
 from rich.text import Text
 
 from claude_projects.outline import Item
+from claude_projects.text import printable
 
 _SILENCE_SHOWN_AFTER = 15.0
+_ROWS_BESIDE_TASKS = 4  # the header, what is left out above and below, the cursor
+
+
+class Expendable:
+    """A stream that nobody has to read: output that cannot be written is dropped, once and for all.
+
+    A run's work does not depend on anybody who watches it: not on ``| head``, not on a terminal that is gone,
+    not on a disk that is full.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or do not."""
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):
+            self._give_up()
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush, or do not."""
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._give_up()
+
+    def _give_up(self) -> None:
+        # The interpreter flushes what is left when it ends, and an error there would become the exit code.
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class View(Protocol):
@@ -63,7 +103,9 @@ class PlainView:
 
     def note(self, text: str, *, warning: bool = False) -> None:
         """A sentence."""
-        (self._err if warning else self._out).print(text, markup=False, highlight=False, soft_wrap=True)
+        (self._err if warning else self._out).print(
+            printable(text), markup=False, highlight=False, soft_wrap=True
+        )
 
     def tracked(self, text: str) -> None:
         """Said already."""
@@ -99,6 +141,7 @@ class LiveView:
         self._current: Item | None = None
         self._began = 0.0
         self._silent = 0.0
+        self._over = False
         self._spinner = Spinner("dots")
         self._live = Live(console=console, auto_refresh=False, transient=False)
 
@@ -111,7 +154,8 @@ class LiveView:
 
     def note(self, text: str, *, warning: bool = False) -> None:
         """A sentence."""
-        marked = f"[yellow]![/] {escape(text)}" if warning else escape(text)
+        text = escape(printable(text))
+        marked = f"[yellow]![/] {text}" if warning else text
         self._console.print(marked, highlight=False, soft_wrap=True)
 
     def tracked(self, text: str) -> None:
@@ -140,7 +184,8 @@ class LiveView:
             self.note(tail)
 
     def end(self) -> None:
-        """The picture stays as it is."""
+        """The picture stays as it is, with all tasks."""
+        self._over = True
         self._draw()
         self._live.stop()
 
@@ -148,18 +193,35 @@ class LiveView:
         if not self._live.is_started:
             return
         table = Table.grid(padding=(0, 1))
-        for item in self._items:
+        shown = self._shown()
+        if shown.start:
+            table.add_row("", Text(f"… {shown.start} before", "dim"), "")
+        for item in self._items[shown]:
             mark, text = self._states.get(item.digest, ("[dim]·[/]", ""))
             if item is self._current:
                 took = duration(time.monotonic() - self._began)
                 silent = (
                     f", silent for {duration(self._silent)}" if self._silent > _SILENCE_SHOWN_AFTER else ""
                 )
-                table.add_row(self._spinner, Text(item.name, "bold"), Text(f"{took}{silent}  {text}", "cyan"))
+                table.add_row(
+                    self._spinner, Text(printable(item.name), "bold"), Text(f"{took}{silent}  {text}", "cyan")
+                )
             else:
-                table.add_row(Text.from_markup(mark), item.name, Text(text, "dim"))
+                table.add_row(Text.from_markup(mark), Text(printable(item.name)), Text(text, "dim"))
+        if (after := len(self._items) - shown.stop) > 0:
+            table.add_row("", Text(f"… {after} after", "dim"), "")
         header = Text.assemble((self._title, "bold"), "  ", (self._tracked, "dim"))
         self._live.update(Group(header, table), refresh=True)
+
+    def _shown(self) -> slice:
+        """The tasks for which the terminal has room: those around the one at hand, at the end all of them."""
+        room = max(1, self._console.height - _ROWS_BESIDE_TASKS)
+        if self._over or len(self._items) <= room:
+            return slice(0, len(self._items))
+        at = next((n for n, item in enumerate(self._items) if item.digest not in self._states), 0)
+        at = self._current.index if self._current else at
+        start = min(max(0, at - room // 2), len(self._items) - room)
+        return slice(start, start + room)
 
 
 def duration(seconds: float) -> str:

@@ -80,12 +80,17 @@ class Machine:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
-    def start(self, *arguments: str) -> Running:
-        """Start ``claude-projects`` with these arguments."""
+    def start(self, *arguments: str, hangup: signal.Handlers = signal.SIG_DFL) -> Running:
+        """Start ``claude-projects`` with these arguments.
+
+        ``hangup`` is what SIGHUP does when it starts: nohup, under which the tests themselves may be run,
+        ignores it.
+        """
         out = self.home / f"{len(self.started)}.out"
         err = self.home / f"{len(self.started)}.err"
         self.work.mkdir(parents=True, exist_ok=True)
         with out.open("wb") as stdout, err.open("wb") as stderr:
+            before = signal.signal(signal.SIGHUP, hangup)
             process = subprocess.Popen(
                 [str(Path(sys.executable).with_name("claude-projects")), *arguments],
                 cwd=self.work,
@@ -94,6 +99,7 @@ class Machine:
                 stdout=stdout,
                 stderr=stderr,
             )
+            signal.signal(signal.SIGHUP, before)
         running = Running(process, out, err)
         self.started.append(running)
         return running

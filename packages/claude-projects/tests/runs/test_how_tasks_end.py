@@ -130,6 +130,64 @@ def test_sigterm_and_sighup_are_passed_on_and_leave_a_failed_session_that_any_ma
     assert other.do("resume", session.session_id).code == Exit.OK
 
 
+def test_a_run_under_nohup_goes_on_when_its_terminal_is_gone(
+    server: Server, machines: Machines, project: str
+) -> None:
+    machine = machines(server.url)
+    hangs_up = "kill -HUP $(ps -o ppid= -p $(ps -o ppid= -p $$))"  # the guard's parent
+    run = machine.start(
+        "run", machine.plan(plan(project, hangs_up, "echo next >> effects")), hangup=signal.SIG_IGN
+    )
+    assert run.finish().code == Exit.OK
+    assert machine.effects() == ["next"]
+
+
+def test_nobody_needs_to_read_what_a_run_says(server: Server, machines: Machines, project: str) -> None:
+    machine = machines(server.url)
+    path = machine.plan(plan(project, "echo ü >> effects", "echo next >> effects").replace("'a'", "'ü'"))
+    for reader in ("head -n 0", "cat > /dev/full"):
+        shell = f"claude-projects run {path} 2>&1 | {reader}; echo ${{PIPESTATUS[0]}} > code"
+        subprocess.run(
+            ["bash", "-c", shell],
+            cwd=machine.work,
+            env={
+                **machine.variables(),
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "PYTHONIOENCODING": "ascii",
+            },
+            check=False,
+            capture_output=True,
+        )
+        assert machine.effects("code") == [str(int(Exit.OK))]
+    assert machine.effects() == ["ü", "next"] * 2
+
+
+def test_a_disk_that_is_full_does_not_stop_the_work(
+    server: Server, client: Client, machines: Machines, project: str
+) -> None:
+    machine = machines(server.url)
+    fill = "ln -sf /dev/full $(ls $CLAUDE_PROJECTS_STATE_DIR/*/*/journal.jsonl)"
+    run = machine.do("run", machine.plan(plan(project, fill, "echo next >> effects")))
+    assert run.code == Exit.OK, run.err
+    assert run.err.count("The journal cannot be written ([Errno 28]") == 1
+    assert machine.effects() == ["next"]
+    assert {status for status, _ in tasks_of(client, project).values()} == {"completed"}
+
+
+def test_a_command_for_which_there_is_no_room_is_a_failure(
+    server: Server, client: Client, machines: Machines, project: str
+) -> None:
+    machine = machines(server.url)
+    in_the_way = "mkdir $(dirname $CLAUDE_PROJECTS_STATE_DIR/*/*/journal.jsonl)/02-b.out.prompt"
+    run = machine.do("run", machine.plan(plan(project, in_the_way, "cat", more="prompt = 'x'\n")))
+    assert run.code == Exit.TASK_FAILED, run.err
+    status, message = tasks_of(client, project)["b"]
+    assert status == "failed"
+    assert message is not None
+    assert message.startswith("the command could not be started: [Errno 21] Is a directory")
+    assert client.list_sessions(project_id=project).items[0].status == "failed"
+
+
 def test_a_second_signal_kills_a_command_that_does_not_listen(
     server: Server, machines: Machines, project: str
 ) -> None:
@@ -275,7 +333,7 @@ def test_a_terminal_shows_the_plan_and_its_progress(
     server: Server, client: Client, machines: Machines, project: str
 ) -> None:
     machine = machines(server.url)
-    path = machine.plan(plan(project, "true", "sleep 0.6"))
+    path = machine.plan(plan(project, "true", "sleep 0.6").replace("'b'", "'b [/x]'"))
     leader, follower = pty.openpty()
     process = subprocess.Popen(
         [str(Path(sys.executable).with_name("claude-projects")), "run", path],
@@ -297,6 +355,6 @@ def test_a_terminal_shows_the_plan_and_its_progress(
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
     (session,) = client.list_sessions(project_id=project).items
     assert f"plan  session {session.session_id}" in text
-    assert "✓ a done, " in text
-    assert "✓ b done, " in text
+    assert re.search("✓ a +done, ", text)
+    assert "✓ b [/x] done, " in text
     assert "\x1b[" in shown.decode(), "drawn in place"

@@ -42,7 +42,11 @@ def test_an_api_that_is_away_gets_one_sentence(machines: Machines, command: tupl
 
 @pytest.mark.parametrize(
     ("url", "said"),
-    [("localhost:3000", "is not an address"), ("http://no-such-host.invalid", "cannot be reached")],
+    [
+        ("localhost:3000", "is not an address"),
+        ("http://no-such-host.invalid", "cannot be reached"),
+        ("http://127.0.0.1:1/ü", "cannot be reached"),
+    ],
 )
 def test_a_wrong_address_gets_one_sentence(machines: Machines, url: str, said: str) -> None:
     done = machines(url).do("sessions", "list")
@@ -75,6 +79,33 @@ def test_a_wrong_key_gets_one_sentence(
     assert (done.code, done.err.count("\n")) == (Exit.UNAUTHORIZED, 1)
     assert f"the API refuses the key: {said}" in done.err
     assert not key or key not in done.err
+
+
+def test_a_key_that_cannot_be_one_and_a_state_directory_that_cannot_be_one_get_one_sentence(
+    machines: Machines, server: Server, project: str
+) -> None:
+    machine = machines(server.url, key="schlüssel")
+    done = machine.do("sessions", "list")
+    assert (done.code, done.err.count("\n")) == (Exit.USAGE, 1)
+    assert "CLAUDE_PROJECTS_API_KEY: api_key holds characters that no key has" in done.err
+    machine = machines(server.url, environment={"CLAUDE_PROJECTS_STATE_DIR": "/dev/null/x"})
+    path = machine.plan(f"project_id = '{project}'\n[[tasks]]\nname = 'a'\ncommand = 'true'\n")
+    done = machine.do("run", path)
+    assert (done.code, done.err.count("\n")) == (Exit.USAGE, 1)
+    assert "Not a directory" in done.err
+    assert "CLAUDE_PROJECTS_STATE_DIR" in done.err
+
+
+def test_programs_that_do_not_read_to_the_end_and_locales_without_umlauts_do_no_harm(
+    machines: Machines, server: Server, client: Client, project: str
+) -> None:
+    machine = machines(server.url, environment={"PYTHONIOENCODING": "ascii"})
+    client.create_session(project_id=project, machine_id="mäschine")
+    listed = machine.do("sessions", "list", "--project", project, "--json")
+    assert [one["machine_id"] for one in listed.json()["sessions"]] == ["mäschine"]
+    listed = machine.do("sessions", "list", "--project", project)
+    assert listed.code == Exit.OK
+    assert r"m\xe4schine" in listed.out
 
 
 def test_what_does_not_exist_gets_one_sentence(machines: Machines, server: Server) -> None:
@@ -112,7 +143,9 @@ def test_people_get_tables_and_programs_get_the_apis_own_words(
     machine = machines(server.url)
     client.register_machine(hostname="h", machine_id=project, docker_slots=[1, 2])
     session = client.create_session(project_id=project, machine_id=project, metadata={"[red]": "x"})
-    task = client.create_task(session_id=session.session_id, project_id=project, task_name="[bold]t[/bold]")
+    task = client.create_task(
+        session_id=session.session_id, project_id=project, task_name="[bold]t[/bold]\x1b]0;x\x07"
+    )
     client.update_task(task.task_id, status="failed", error_message="why\nand more")
 
     listed = machine.do("sessions", "list", "--project", project)
@@ -124,6 +157,8 @@ def test_people_get_tables_and_programs_get_the_apis_own_words(
     shown = machine.do("sessions", "show", session.session_id)
     assert shown.code == Exit.OK
     assert "[bold]t[/bold]" in shown.out, "what the API says is shown as it is"
+    assert "\x1b" not in shown.out, "and commands nobody's terminal"
+    assert "\x07" not in shown.out
     assert "why" in shown.out
     assert "and more" not in shown.out
     as_json = machine.do("sessions", "show", session.session_id, "--json").json()

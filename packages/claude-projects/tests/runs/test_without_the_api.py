@@ -82,6 +82,22 @@ def test_an_api_that_hangs_does_not_stop_the_work(frail: Server, machines: Machi
         assert completed(client, project) == ["one", "two", "three", "four"]
 
 
+def test_a_second_interruption_does_not_wait_for_an_api_that_hangs(
+    frail: Server, machines: Machines, project: str
+) -> None:
+    machine = machines(frail.url)
+    run = machine.start("run", machine.plan(two_gates(project)))
+    machine.await_effect("two-begins")
+    frail.signal(signal.SIGSTOP)
+    run.signal(signal.SIGINT)
+    until(lambda: "Stopped by SIGINT" in run.err, "a word about the signal")
+    run.signal(signal.SIGINT)
+    end = run.finish()
+    assert end.code == Exit.INTERRUPTED
+    assert "The API does not know of this yet" in end.err
+    assert "Traceback" not in end.err
+
+
 def test_a_run_that_begins_without_the_api_works_and_says_that_nobody_knows(
     machines: Machines, project: str
 ) -> None:

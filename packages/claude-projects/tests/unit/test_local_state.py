@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
 
 from claude_projects import settings
-from claude_projects.child import claude_result, tail
+from claude_projects.child import claude_result, figures, tail
 from claude_projects.journal import Journals, LockedError, lock, log_paths
+from claude_projects.text import printable
 
 
 def test_a_lock_is_held_by_one_process_and_given_back_when_that_is_killed(tmp_path: Path) -> None:
@@ -45,6 +47,40 @@ def test_a_journal_remembers_what_was_done_and_survives_a_torn_line(tmp_path: Pa
     assert found is not None
     assert (found.run_ids, found.done, found.has_session, found.ended) == (["run-1"], {"d1"}, False, False)
     assert journals.open("p", "run-1", "plan", "m").directory == journal.directory
+    found.completed("d2")
+    again = journals.find("p", "run-1")
+    assert again is not None
+    assert again.done == {"d1", "d2"}, "what is written after a torn line is not lost with it"
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\x00" * 64, b"\xff\xfe", b"3", b"[]", b'{"completed": [1], "run_id": {}}', b'"completed"']
+)
+def test_a_journal_survives_what_a_broken_disk_makes_of_it(tmp_path: Path, garbage: bytes) -> None:
+    journals = Journals(tmp_path)
+    journal = journals.open("p", "run-1", "plan", "m")
+    with (journal.directory / "journal.jsonl").open("ab") as file:
+        file.write(garbage + b"\n")
+    journal.completed("d1")
+    found = journals.unfinished("p", "plan", "m")
+    assert found is not None
+    assert (found.run_ids, found.done) == (["run-1"], {"d1"})
+
+
+@pytest.mark.parametrize("kept", [None, b"", b"\xff", b"half-a-"])
+def test_a_machine_without_a_name_keeps_an_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bytes | None
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "localhost")
+    monkeypatch.setenv("CLAUDE_PROJECTS_STATE_DIR", str(tmp_path / "state"))
+    if kept is not None:
+        (tmp_path / "state").mkdir()
+        (tmp_path / "state/machine-id").write_bytes(kept)
+    made = settings.machine_id()
+    assert uuid.UUID(made).version == 4
+    assert settings.machine_id() == made
+    monkeypatch.setenv("CLAUDE_PROJECTS_STATE_DIR", "/dev/null/nowhere")
+    assert settings.machine_id() != made, "where nothing can be kept, the commands that only look still work"
 
 
 def test_a_journal_is_known_by_every_name_of_its_run(tmp_path: Path) -> None:
@@ -74,6 +110,7 @@ def test_whatever_a_project_is_called_its_files_stay_in_the_state_directory(
 ) -> None:
     journal = Journals(tmp_path).open(project, "run-1", "plan", "m")
     assert journal.directory.parent.parent == tmp_path
+    assert journal.directory.stat().st_mode & 0o077 == 0, "nobody else reads prompts and output"
     out, err = log_paths(journal, 0, "../../" + "x" * 300)
     assert out.parent == err.parent == journal.directory
     out.touch()
@@ -92,6 +129,12 @@ def test_the_tail_of_a_log_is_text_without_colours_and_controls(tmp_path: Path) 
     log.write_bytes(b"before" + b"\x1b[1;31mred\x1b[0m\x00\xff\r\nend\n")
     assert tail(log, 6) == "red\ufffd\nend"
     assert tail(tmp_path / "none", 0) == ""
+
+
+def test_of_claudes_report_only_what_the_api_can_store_is_kept() -> None:
+    said = {"session_id": "s\ud83d\0", "num_turns": "3", "total_cost_usd": float("nan"), "duration_ms": 5}
+    assert figures(said) == {"session_id": "s", "duration_ms": 5}
+    assert printable("half of \ud83d and\0 \x1b[31mred\x1b[0m") == "half of  and red"
 
 
 @pytest.mark.parametrize("output", ["", "hello", "[1]", '{"type": "other"}'])

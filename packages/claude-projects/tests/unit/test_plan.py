@@ -142,6 +142,14 @@ def test_a_task_that_is_too_long_for_the_api_says_what_to_do(tmp_path: Path) -> 
     assert "put the long text into a file" in said
 
 
+@pytest.mark.parametrize(
+    "field", ['prompt = "a\\u0000"', 'command = "a\\u0000"', 'command = ["a", "\\u0000"]']
+)
+def test_a_nul_that_no_program_takes_is_refused(tmp_path: Path, field: str) -> None:
+    (said,) = complaints(tmp_path, f"project_id = 'p'\n[[tasks]]\nname = 'a'\n{field}\n")
+    assert "task 1 ('a') holds a NUL character" in said
+
+
 def test_a_plan_that_is_not_there_says_so(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="there is no such file"):
         load(tmp_path / "none.toml")
