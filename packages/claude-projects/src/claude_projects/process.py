@@ -19,6 +19,9 @@ import psutil
 
 from claude_projects.models import Metadata, Session
 
+_PROC = Path("/proc")
+_HIDDEN = "hidden"
+
 
 class Presence(Enum):
     """What can be said about the process behind a session."""
@@ -73,7 +76,10 @@ class Process:
         """Whether it lives. A suspended process lives; one that has ended and was not yet buried does not."""
         if self.place != _place():
             return Presence.UNSEEN
-        return Presence.ALIVE if _start_of(self.pid) == self.started else Presence.DEAD
+        started = _start_of(self.pid)
+        if started == _HIDDEN:
+            return Presence.UNSEEN
+        return Presence.ALIVE if started == self.started else Presence.DEAD
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.hostname}"
@@ -91,26 +97,41 @@ def presence_behind(session: Session) -> Presence:
 
 
 def _start_of(pid: int) -> str | None:
-    """When ``pid`` started, in a form that only this place understands; None where no such process lives."""
+    """When ``pid`` started, in a form that only this place understands; None where no such process lives.
+
+    ``_HIDDEN`` where there is one, but it is not shown to us: another user's, with ``hidepid`` for example.
+    """
     if sys.platform == "linux":
         # Ticks since boot: unlike a time of day they do not change when the clock is set.
         try:
             fields = (
-                Path(f"/proc/{pid}/stat")
+                (_PROC / str(pid) / "stat")
                 .read_text(encoding="utf-8", errors="replace")
                 .rpartition(")")[2]
                 .split()
             )
         except OSError:
-            return None
+            return _HIDDEN if _exists(pid) else None
         return None if fields[0] in {"Z", "X", "x"} else f"tick {fields[19]}"
     try:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return None
         return f"second {round(process.create_time())}"
+    except psutil.AccessDenied:
+        return _HIDDEN
     except psutil.Error:
         return None
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _place() -> str:

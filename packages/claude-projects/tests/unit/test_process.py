@@ -5,10 +5,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from claude_projects import process
 from claude_projects.handover import refusal
 from claude_projects.models import Session, SessionHealth
 from claude_projects.process import Presence, Process, presence_behind
@@ -62,6 +64,18 @@ def test_a_process_id_that_is_used_again_is_told_apart_by_its_start() -> None:
 
 def test_a_process_of_another_boot_or_container_cannot_be_seen() -> None:
     assert replace(Process.current(), place="elsewhere").presence() is Presence.UNSEEN
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /proc")
+def test_a_process_that_lives_but_is_not_shown_to_us_may_be_the_one_that_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    me = Process.current()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    monkeypatch.setattr(process, "_PROC", tmp_path)  # as a /proc mounted with hidepid looks to other users
+    assert me.presence() is Presence.UNSEEN
+    assert replace(me, pid=ended.pid).presence() is Presence.DEAD
 
 
 def test_a_session_tells_who_is_behind_it() -> None:
