@@ -321,6 +321,7 @@ class Runner:
         self._drain()
         if self._journal is not None:
             self._follow(self._journal)
+        self._view.end()  # what there is to do now stands below the picture, not above it
         session = self._session.session
         told = self._session.unsent == 0 and session is not None
         if self._session.lost is not None:
@@ -331,8 +332,8 @@ class Runner:
                 self._remember(lambda: journal.end(told=told))
         elif session is not None:
             self._view.note(
-                f"To go on with what is left: start it again, or on any machine: "
-                f"claude-projects resume {session.session_id}"
+                "To go on with what is left, start it again, or on any machine:\n"
+                f"  claude-projects resume {session.session_id}"
             )
         if not told and self._journal is not None:
             self._view.note(

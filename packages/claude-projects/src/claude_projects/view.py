@@ -186,6 +186,9 @@ class LiveView:
     def end(self) -> None:
         """The picture stays as it is, with all tasks."""
         self._over = True
+        if self._current is not None:
+            self._states[self._current.digest] = ("[yellow]■[/]", "stopped")
+            self._current = None
         self._draw()
         self._live.stop()
 

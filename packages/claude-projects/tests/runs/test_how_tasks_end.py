@@ -329,11 +329,8 @@ def test_every_task_has_its_log_files(server: Server, machines: Machines, projec
     }
 
 
-def test_a_terminal_shows_the_plan_and_its_progress(
-    server: Server, client: Client, machines: Machines, project: str
-) -> None:
-    machine = machines(server.url)
-    path = machine.plan(plan(project, "true", "sleep 0.6").replace("'b'", "'b [/x]'"))
+def on_a_terminal(machine: Machine, path: str) -> tuple[int, str]:
+    """Run a plan on a terminal; its exit code and everything that was shown."""
     leader, follower = pty.openpty()
     process = subprocess.Popen(
         [str(Path(sys.executable).with_name("claude-projects")), "run", path],
@@ -351,10 +348,29 @@ def test_a_terminal_shows_the_plan_and_its_progress(
     except OSError:  # the terminal's other end is closed
         pass
     os.close(leader)
-    assert process.wait(60) == Exit.OK
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    return process.wait(60), shown.decode()
+
+
+def test_a_terminal_says_at_the_very_end_how_to_go_on(
+    server: Server, client: Client, machines: Machines, project: str
+) -> None:
+    machine = machines(server.url)
+    code, shown = on_a_terminal(machine, machine.plan(plan(project, "exit 1", "true")))
+    assert code == Exit.TASK_FAILED
+    (session,) = client.list_sessions(project_id=project).items
+    assert shown.rstrip().endswith(f"claude-projects resume {session.session_id}")
+
+
+def test_a_terminal_shows_the_plan_and_its_progress(
+    server: Server, client: Client, machines: Machines, project: str
+) -> None:
+    machine = machines(server.url)
+    path = machine.plan(plan(project, "true", "sleep 0.6").replace("'b'", "'b [/x]'"))
+    code, shown = on_a_terminal(machine, path)
+    assert code == Exit.OK
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
     (session,) = client.list_sessions(project_id=project).items
     assert f"plan  session {session.session_id}" in text
     assert re.search("✓ a +done, ", text)
     assert "✓ b [/x] done, " in text
-    assert "\x1b[" in shown.decode(), "drawn in place"
+    assert "\x1b[" in shown, "drawn in place"

@@ -47,3 +47,4 @@ def test_a_plan_that_is_longer_than_the_terminal_is_shown_around_the_task_at_han
     view.end()
     text = drawn(console)
     assert all(item.name in text for item in ITEMS), "all of it stays on the screen"
+    assert "stopped" in text, "and nothing looks as if it still ran"
