@@ -46,15 +46,18 @@ class Server:
             command = [str(Path(sys.executable).with_name("state-tracking-api")), "serve"]
             self._process = process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
 
-        def answers() -> bool:
-            assert process.poll() is None, f"the server has ended: {self.log.read_text()[-2000:]}"
-            try:
-                url = f"{self.url}/api/sessions"
-                return httpx.get(url, headers={"X-API-Key": KEY}, timeout=60).is_success
-            except httpx.HTTPError:
-                return False
+        # One client for all attempts: making one reads the system's certificates, and a loop of that starves
+        # the very server that it waits for.
+        with httpx.Client(base_url=self.url, headers={"X-API-Key": KEY}, timeout=60) as asking:
 
-        until(answers, "the server to answer")
+            def answers() -> bool:
+                assert process.poll() is None, f"the server has ended: {self.log.read_text()[-2000:]}"
+                try:
+                    return asking.get("/api/sessions").is_success
+                except httpx.HTTPError:
+                    return False
+
+            until(answers, "the server to answer")
 
     def signal(self, number: int) -> None:
         """Send it a signal."""
