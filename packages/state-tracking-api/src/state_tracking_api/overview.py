@@ -1,6 +1,6 @@
 """What a person looks at: sessions by how much they need somebody, one session in full, machines by slot.
 
-Each view is one or two aggregations on indexes, so that a page may ask again every few seconds.
+Each view is a few queries on indexes, so that a page may ask again every few seconds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from state_tracking_api.lifecycle import (
     MachineStatus,
     SessionStatus,
     TaskStatus,
-    is_overdue,
+    is_stalled,
     stall_threshold,
 )
 from state_tracking_api.metadata import Json
@@ -37,6 +37,9 @@ _STALLED, _FAILED = str(SessionStatus.STALLED), str(SessionStatus.FAILED)
 _COMPLETED = str(SessionStatus.COMPLETED)
 
 Pipeline = list[dict[str, Any]]
+
+# Long, and of no use to a list.
+_LEFT_OUT = {"events": 0, "beats": 0}
 
 
 async def overview(
@@ -62,15 +65,16 @@ async def overview(
     if machine_id is not None:
         filters["machine_id"] = machine_id
     silent = health.overdue(now, default, await presence.latest_outage(storage))
-    counts, rows, suspected = await asyncio.gather(
-        _counts(storage, filters, silent),
-        _rows(storage, filters, silent, status, limit, offset),
-        presence.is_outage_suspected(storage, now),
+    counts, suspected = await asyncio.gather(
+        _counts(storage, filters, silent), presence.is_outage_suspected(storage, now)
     )
+    wanted = counts if status is None else {str(status): counts[status]}
+    total = sum(wanted.values())
+    rows = await _rows(storage, filters, silent, wanted, min(limit, total - offset), offset)
     return {
         "counts": counts,
         "sessions": [_row(found, default) for found in rows],
-        "total": sum(counts.values()) if status is None else counts[status],
+        "total": total,
         "limit": limit,
         "offset": offset,
         "suspected_outage": suspected,
@@ -118,11 +122,14 @@ async def _names(storage: Storage, field: str, hint: str) -> list[str]:
 
 
 def branches(silent: Document) -> list[tuple[SessionStatus, Document, str, int]]:
-    """The order of the rows: as what they count, filter, field that they are sorted by, direction."""
+    """The order of the rows: as what they count, filter, field that they are sorted by, direction.
+
+    Marked or not yet marked, a stalled session is as urgent as it has been silent.
+    """
     not_archived = {"metadata.archived": {"$ne": True}}
+    stalled: Document = {"$or": [{"status": _STALLED}, *silent["$or"]]}
     return [
-        (SessionStatus.STALLED, {"status": _STALLED}, "last_heartbeat", 1),
-        (SessionStatus.STALLED, silent, "last_heartbeat", 1),
+        (SessionStatus.STALLED, stalled, "last_heartbeat", 1),
         (SessionStatus.FAILED, {"status": _FAILED, **not_archived}, "completed_at", -1),
         (SessionStatus.ACTIVE, {"status": _ACTIVE, "$nor": [silent]}, "created_at", -1),
         (SessionStatus.PAUSED, {"status": _PAUSED}, "created_at", -1),
@@ -131,84 +138,82 @@ def branches(silent: Document) -> list[tuple[SessionStatus, Document, str, int]]
     ]
 
 
-def _page_of(
-    filters: Document, silent: Document, status: SessionStatus | None, limit: int, offset: int
-) -> Pipeline:
-    """Each branch comes sorted from its own index and is cut there; what is sorted together is small."""
-    parts: list[Pipeline] = []
-    for number, (counted_as, condition, field, direction) in enumerate(branches(silent)):
-        if status is not None and counted_as != status:
-            continue
-        # Marked or not yet marked, a stalled session is as urgent as it has been silent.
-        rank = 0 if counted_as is SessionStatus.STALLED else number
-        parts.append(
-            [
-                {"$match": {**filters, **condition}},
-                {"$sort": {field: direction}},
-                {"$limit": offset + limit},
-                {"$project": {"events": 0, "beats": 0}},
-                {"$set": {"rank": rank, "order": {"$multiply": [{"$toLong": f"${field}"}, direction]}}},
-            ]
-        )
-    unions = [{"$unionWith": {"coll": "sessions", "pipeline": part}} for part in parts[1:]]
-    return [
-        *parts[0],
-        *unions,
-        {"$sort": {"rank": 1, "order": 1, "session_id": 1}},
-        {"$skip": offset},
-        {"$limit": limit},
-    ]
-
-
 async def _rows(
     storage: Storage,
     filters: Document,
     silent: Document,
-    status: SessionStatus | None,
+    counts: Mapping[str, int],
     limit: int,
     offset: int,
 ) -> list[Document]:
-    by_status = [{"$group": {"_id": "$status", "count": {"$sum": 1}}}]
-    name = [{"$project": {"_id": 0, "task_name": 1}}]
-    found = await storage.sessions.aggregate(
-        [
-            *_page_of(filters, silent, status, limit, offset),
-            _lookup("session_id", "session_id", by_status, "progress"),
-            _lookup("current_task_id", "task_id", name, "current"),
-        ]
+    """One branch after the other, each sorted by its own index, until there are as many as `limit`.
+
+    Only those that `counts` has somebody in are asked.
+    """
+    rows: dict[str, Document] = {}
+    for counted_as, condition, field, direction in branches(silent):
+        if len(rows) >= limit:
+            break
+        if not counts.get(counted_as):
+            continue
+        chosen = {**filters, **condition}
+        found = storage.sessions.find(chosen, _LEFT_OUT).sort(field, direction).skip(offset)
+        empty = True
+        async for session in found.limit(limit - len(rows)):
+            empty = False
+            # Whoever has changed its state since the branch before is shown once, where it was.
+            rows.setdefault(session["session_id"], {**session, "counted_as": counted_as})
+        if not empty:
+            offset = 0
+        elif offset > 0:
+            offset = max(0, offset - await storage.sessions.count_documents(chosen))
+    if rows:
+        await _add_tasks(storage, rows)
+    return list(rows.values())
+
+
+async def _add_tasks(storage: Storage, rows: Mapping[str, Document]) -> None:
+    """Put `progress` and `current` into each row: two queries for the page, not two for each row."""
+    current = [row["current_task_id"] for row in rows.values() if row.get("current_task_id")]
+    counted, named = await asyncio.gather(
+        storage.tasks.aggregate(
+            [
+                {"$match": {"session_id": {"$in": list(rows)}}},
+                {
+                    "$group": {
+                        "_id": {"session": "$session_id", "status": "$status"},
+                        "count": {"$sum": 1},
+                    }
+                },
+            ],
+            hint="session_id_1_status_1",
+        ),
+        storage.tasks.find({"task_id": {"$in": current}}, {"_id": 0, "task_id": 1, "task_name": 1}).to_list(),
     )
-    return await found.to_list()
-
-
-def _lookup(local: str, foreign: str, pipeline: Pipeline, to: str) -> dict[str, Any]:
-    return {
-        "$lookup": {
-            "from": "tasks",
-            "localField": local,
-            "foreignField": foreign,
-            "pipeline": pipeline,
-            "as": to,
-        }
-    }
+    names_of = {task["task_id"]: task["task_name"] for task in named}
+    for row in rows.values():
+        row["progress"] = {str(status): 0 for status in TaskStatus}
+        row["current"] = names_of.get(row.get("current_task_id"))
+    async for group in counted:
+        rows[group["_id"]["session"]]["progress"][group["_id"]["status"]] = group["count"]
 
 
 def _row(session: Document, default: timedelta) -> Json:
     stored = session.get("metadata", {})
-    current: Sequence[Document] = session["current"]
     return {
         "session_id": session["session_id"],
         "project_id": session["project_id"],
         "machine_id": session["machine_id"],
         "docker_slot": session.get("docker_slot"),
         "status": session["status"],
-        "is_stalled": session["rank"] == 0,
+        "is_stalled": session["counted_as"] is SessionStatus.STALLED,
         "archived": stored.get("archived") is True,
         "last_heartbeat": iso(session["last_heartbeat"]),
         "stall_threshold_ms": sessions.milliseconds(stall_threshold(session, default)),
         "started_at": iso(session["started_at"]),
         "completed_at": iso_or_none(session.get("completed_at")),
-        "current_task": current[0]["task_name"] if current else None,
-        "tasks": _progress(session["progress"]),
+        "current_task": session["current"],
+        "tasks": session["progress"],
         "error_message": _shortened(stored.get("error_message")),
         "recovered_from": session.get("recovered_from"),
         "recovered_by": session.get("recovered_by"),
@@ -249,14 +254,13 @@ async def detail(storage: Storage, session_id: str, now: datetime, default: time
         raise NotFound(f"Session {session_id} does not exist")
     before = sorted(session["before"], key=_depth, reverse=True)
     after = sorted(session["after"], key=_depth)
-    late = is_overdue(session, now, default, outage)
     return {
         "session": sessions.presented(session),
-        "is_stalled": late or session["status"] == SessionStatus.STALLED,
+        "is_stalled": is_stalled(session, now, default, outage),
         "stall_threshold_ms": sessions.milliseconds(stall_threshold(session, default)),
         "tasks": [tasks.presented(task) for task in found],
         "task_counts": _progress(await counted.to_list()),
-        "chain": [_link(link) for link in (*before, session, *after)],
+        "chain": [_link(link, is_stalled(link, now, default, outage)) for link in (*before, session, *after)],
     }
 
 
@@ -283,18 +287,19 @@ def _with_chain(session_id: str) -> Pipeline:
     left_out = {name: 0 for to in ("before", "after") for name in (f"{to}.events", f"{to}.beats")}
     return [
         {"$match": {"session_id": session_id}},
-        {"$project": {"events": 0, "beats": 0}},
+        {"$project": _LEFT_OUT},
         along("recovered_from", "before"),
         along("recovered_by", "after"),
         {"$project": left_out},
     ]
 
 
-def _link(session: Document) -> Json:
+def _link(session: Document, stalled: bool) -> Json:
     return {
         "session_id": session["session_id"],
         "machine_id": session["machine_id"],
         "status": session["status"],
+        "is_stalled": stalled,
         "started_at": iso(session["started_at"]),
     }
 
@@ -318,18 +323,17 @@ async def fleet(
             "status": {"$in": [str(status) for status in LIVE]},
             "fenced": {"$ne": True},
         },
-        {"events": 0, "beats": 0, "metadata": 0},
+        {**_LEFT_OUT, "metadata": 0},
     ).sort([("created_at", 1), ("session_id", 1)])
     on: dict[str, list[Json]] = {machine["machine_id"]: [] for machine in found}
     async for session in live:
-        late = is_overdue(session, now, default, outage)
         on[session["machine_id"]].append(
             {
                 "session_id": session["session_id"],
                 "project_id": session["project_id"],
                 "docker_slot": session.get("docker_slot"),
                 "status": session["status"],
-                "is_stalled": late or session["status"] == SessionStatus.STALLED,
+                "is_stalled": is_stalled(session, now, default, outage),
             }
         )
     shown = [{**machines.presented(machine), "sessions": on[machine["machine_id"]]} for machine in found]

@@ -33,7 +33,16 @@ def silence(database: Documents, session: Json, **parts: float) -> None:
     )
 
 
-@pytest.mark.parametrize("path", [VIEW, "/api/dashboard/machines", "/api/dashboard/sessions/nobody"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        VIEW,
+        "/api/dashboard/names",
+        "/api/dashboard/machines",
+        "/api/dashboard/trends",
+        "/api/dashboard/sessions/nobody",
+    ],
+)
 def test_every_view_needs_a_key(anonymous: Api, path: str) -> None:
     expect_error(anonymous.get(path), 401)
 
@@ -142,6 +151,30 @@ def test_a_session_comes_with_its_tasks_and_its_whole_chain(api: Api) -> None:
         assert view["session"] == api.read_session(session)
         assert [task["task_name"] for task in view["tasks"]] == names
         assert sum(view["task_counts"].values()) == 3
+
+
+def test_a_silent_successor_counts_as_stalled_in_the_chain(api: Api, database: Documents) -> None:
+    first = api.session_in("stalled")
+    second = expect(api.recover(first), 201)
+    silence(database, second, minutes=4)
+    view = expect(api.get(f"/api/dashboard/sessions/{first['session_id']}"), 200)
+    assert [(link["status"], link["is_stalled"]) for link in view["chain"]] == [
+        ("completed", False),
+        ("active", True),
+    ]
+
+
+def test_trends_are_the_success_metrics_and_not_sent_again_either(api: Api) -> None:
+    session = api.session_in("completed")
+    asked = {"project_id": session["project_id"], "since": ago(hours=1).isoformat()}
+    shown = api.get("/api/dashboard/trends", params=asked)
+    summary = expect(api.get("/api/analytics/summary", params=asked), 200)
+    assert expect(shown, 200) == {name: value for name, value in summary.items() if name != "until"}
+    tag = shown.headers["etag"]
+    assert api.get("/api/dashboard/trends", params=asked, headers={"If-None-Match": tag}).status_code == 304
+    api.session(project_id=session["project_id"], machine_id=unique("machine"))
+    changed = expect(api.get("/api/dashboard/trends", params=asked, headers={"If-None-Match": tag}), 200)
+    assert changed["sessions"]["started"] == 2
 
 
 def test_a_session_that_does_not_exist_is_not_found(api: Api) -> None:
