@@ -16,6 +16,7 @@ export class Away extends Error {}
 
 /** What is left of the key's requests in its present window. */
 export interface Budget {
+  limit: number;
   remaining: number;
   endsInMs: number;
 }
@@ -97,10 +98,11 @@ function messageOf(body: unknown): string | null {
 }
 
 function budget(headers: Headers): Budget | null {
+  const limit = Number(headers.get("X-RateLimit-Limit") ?? Number.NaN);
   const remaining = Number(headers.get("X-RateLimit-Remaining") ?? Number.NaN);
   const resets = Number(headers.get("X-RateLimit-Reset") ?? Number.NaN);
-  if (!Number.isFinite(remaining) || !Number.isFinite(resets)) return null;
-  return { remaining, endsInMs: Math.max(0, resets * 1000 - (serverTime(headers) ?? Date.now())) };
+  if (![limit, remaining, resets].every(Number.isFinite)) return null;
+  return { limit, remaining, endsInMs: Math.max(0, resets * 1000 - (serverTime(headers) ?? Date.now())) };
 }
 
 function serverTime(headers: Headers): number | null {

@@ -6,7 +6,8 @@ export interface Series {
   /** Name of the custom property that holds the colour. */
   colour: string;
   values: (number | null)[];
-  fill?: boolean;
+  /** Bars for what the other lines are compared with, points where there are gaps; else a line. */
+  shape?: "bars" | "points";
 }
 
 interface Props {
@@ -29,6 +30,11 @@ const [SECOND, MINUTE] = [1_000, 60_000];
 const SPANS = [1, 2, 5, 10, 15, 30]
   .flatMap((n) => [n * SECOND, n * MINUTE, n * 60 * MINUTE])
   .sort((a, b) => a - b);
+
+function bars(colour: string): Partial<uPlot.Series> {
+  const paths = uPlot.paths.bars?.({ size: [0.72, 26], radius: 0.18 });
+  return { width: 0, fill: `color-mix(in srgb, ${colour} 32%, transparent)`, ...(paths ? { paths } : {}) };
+}
 
 /** Hours, and where a day begins, the day. */
 function tickText(seconds: number): string {
@@ -57,6 +63,7 @@ export function Chart({ title, times, series, write, wide }: Props) {
       ticks: { stroke: colour("--line"), width: 1, size: 4 },
       font: `12px ${style.fontFamily || "system-ui"}`,
     };
+    const step = (times[1] ?? 0) - (times[0] ?? 0);
     const plot = new uPlot(
       {
         width: target.clientWidth,
@@ -64,7 +71,8 @@ export function Chart({ title, times, series, write, wide }: Props) {
         padding: [12, 12, 0, 0],
         legend: { live: true, markers: { width: 0, fill: (_plot, index) => colour(series[index - 1]?.colour ?? "--faint") } },
         cursor: { points: { size: 7 }, y: false },
-        scales: { y: { range: (_plot, _min, max) => [0, Math.max(1, (max ?? 1) * 1.1)] } },
+        // Half a step more on both sides, where the bars of the ends reach to.
+        scales: { x: { range: (_plot, min, max) => [min - step / 2, max + step / 2] }, y: { range: (_plot, _min, max) => [0, Math.max(1, (max ?? 1) * 1.1)] } },
         axes: [
           { ...axis, size: 34, space: 64, values: (_plot, splits) => splits.map(tickText) },
           { ...axis, ...(wide ? { size: 72, incrs: SPANS } : { size: 44 }), values: (_plot, splits) => splits.map((split) => write(split)) },
@@ -75,9 +83,9 @@ export function Chart({ title, times, series, write, wide }: Props) {
             label: each.label,
             stroke: colour(each.colour),
             width: 2,
-            points: { size: 5, fill: colour(each.colour) },
+            points: { show: each.shape === "points", size: 6, fill: colour(each.colour) },
             value: (_plot: uPlot, value: number | null) => (value === null ? "" : write(value)),
-            ...(each.fill ? { fill: `color-mix(in srgb, ${colour(each.colour)} 14%, transparent)` } : {}),
+            ...(each.shape === "bars" ? bars(colour(each.colour)) : {}),
           })),
         ],
       },

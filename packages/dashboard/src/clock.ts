@@ -1,4 +1,4 @@
-import { useEffect, useReducer } from "preact/hooks";
+import { useEffect, useReducer, useState } from "preact/hooks";
 import { connection, serverNow } from "./poll";
 import { store } from "./store";
 
@@ -10,9 +10,17 @@ function beat(): void {
   ticks.set(ticks.get() + 1);
 }
 
+let visibleSince = Date.now();
+
+/** Since when this tab has been in view. */
+export function seenSince(): number {
+  return visibleSince;
+}
+
 function run(): void {
   clearInterval(timer);
   if (!document.hidden) {
+    visibleSince = Date.now();
     beat();
     timer = window.setInterval(beat, 1_000);
   }
@@ -20,6 +28,14 @@ function run(): void {
 
 document.addEventListener("visibilitychange", run);
 run();
+
+/** How many steps of so many milliseconds have gone by, rendering again at the next one only. */
+export function useStep(ms: number): number {
+  const step = () => Math.floor(serverNow() / ms);
+  const [now, setNow] = useState(step);
+  useEffect(() => ticks.watch(() => setNow(step())), [ms]);
+  return now;
+}
 
 /** The server's time, rendering again every second and when the API goes away or comes back. */
 export function useNow(): number {

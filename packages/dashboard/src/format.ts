@@ -25,6 +25,15 @@ export function age(ms: number): string {
 const MOMENT = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
 const CLOCK = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
 
+const DAY = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" });
+
+/** A moment of today by the clock alone, any other with its day. */
+export function when(iso: string): string {
+  const at = Date.parse(iso);
+  const today = DAY.format(Date.now()) === DAY.format(at) && Math.abs(Date.now() - at) < 86_400_000;
+  return today ? CLOCK.format(at) : `${DAY.format(at)}, ${CLOCK.format(at)}`;
+}
+
 /** A moment in this person's own form and time zone. */
 export function moment(iso: string): string {
   return MOMENT.format(Date.parse(iso));
@@ -37,7 +46,7 @@ export function clock(ms: number): string {
 export function percent(rate: number | null): string {
   if (rate === null) return "–";
   const value = rate * 100;
-  return `${value >= 99.95 || value === 0 ? value.toFixed(0) : value.toFixed(1)} %`;
+  return `${value >= 99.95 || value === 0 ? value.toFixed(0) : value.toFixed(1)}%`;
 }
 
 export function spanOr(ms: number | null): string {

@@ -1,3 +1,4 @@
+import { decoded } from "./route";
 import { store } from "./store";
 
 // The key lives in this tab's session storage and nowhere else: not in the address, not in a cookie, not in
@@ -28,7 +29,7 @@ export function forget(reason: string | null = null): void {
 /** Takes `#key=…` out of the address bar at once, history entry included, and keeps what it says. */
 function takeFromAddress(): void {
   if (!location.hash.startsWith("#key=")) return;
-  const said = decodeURIComponent(location.hash.slice("#key=".length)).trim();
+  const said = decoded(location.hash.slice("#key=".length)).trim();
   history.replaceState(history.state, "", location.pathname + location.search);
   if (isKey(said)) keep(said);
   else forget("The link did not carry a whole key.");

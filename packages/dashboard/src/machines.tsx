@@ -1,12 +1,11 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 import { request } from "./api";
 import { Ask } from "./ask";
-import { useNow } from "./clock";
-import { age, count, moment, short } from "./format";
-import { Empty, Loading, Pill, Typed, word } from "./parts";
+import { count, short } from "./format";
+import { Ago, Empty, Loading, Mark, Pill, Typed, word } from "./parts";
 import { usePoll } from "./poll";
 import { Link, sessionAddress, useAddress, withQuery } from "./route";
-import type { Machine, MachineSession, Machines, MachineStatus } from "./types";
+import type { Machine, MachineSession, Machines, MachineStatus, SessionStatus } from "./types";
 
 const STATUSES: readonly MachineStatus[] = ["online", "maintenance", "offline"];
 const PAGE = 100;
@@ -120,18 +119,20 @@ function sorted(machines: Machine[]): Machine[] {
   return [...machines].sort((a, b) => a.machine_id.localeCompare(b.machine_id, undefined, { numeric: true }));
 }
 
+// So many sessions of a machine are named; the rest is one link away.
+const NAMED = 6;
+
 function Card({ machine, ask }: { machine: Machine; ask: () => void }) {
-  const now = useNow();
   const bySlot = new Map<number, MachineSession>();
-  const loose: MachineSession[] = [];
   for (const session of machine.sessions) {
     if (session.docker_slot !== null && machine.docker_slots.includes(session.docker_slot)) {
       bySlot.set(session.docker_slot, session);
-    } else loose.push(session);
+    }
   }
-  const free = machine.docker_slots.length - bySlot.size;
+  const slots = [...machine.docker_slots].sort((a, b) => a - b);
+  const named = [...machine.sessions].sort((a, b) => order(a) - order(b)).slice(0, NAMED);
   return (
-    <li class="card machine" data-machine={machine.machine_id}>
+    <li class={`card machine is-${machine.status}`} data-machine={machine.machine_id}>
       <div class="machine-head">
         <h2 title={machine.machine_id}>
           <Typed>{machine.machine_id}</Typed>
@@ -139,42 +140,33 @@ function Card({ machine, ask }: { machine: Machine; ask: () => void }) {
         <Pill status={machine.status} />
       </div>
       <p class="sub">
-        {machine.hostname !== machine.machine_id && (
-          <>
-            <Typed>{machine.hostname}</Typed> ·{" "}
-          </>
-        )}
-        <span title={moment(machine.last_heartbeat)}>heard {age(now - Date.parse(machine.last_heartbeat))} ago</span>
+        {machine.hostname !== machine.machine_id && <Typed>{machine.hostname}</Typed>}
+        <Ago at={machine.last_heartbeat} before="heard " />
       </p>
-      <p class="machine-free">
-        {machine.docker_slots.length === 0 ? (
-          <>
-            <strong>{machine.sessions.length}</strong> {machine.sessions.length === 1 ? "session" : "sessions"}, no docker
-            slots
-          </>
-        ) : (
-          <>
-            <strong>{free}</strong> of {count(machine.docker_slots.length, "slot")} free
-          </>
-        )}
-      </p>
-      {machine.docker_slots.length > 0 && (
-        <ul class="slots" aria-label="Docker slots">
-          {[...machine.docker_slots]
-            .sort((a, b) => a - b)
-            .map((slot) => (
+      {slots.length === 0 ? (
+        <p class="machine-slots faint">No docker slots</p>
+      ) : (
+        <div class="machine-slots">
+          <p>
+            <strong>{slots.length - bySlot.size}</strong> of {count(slots.length, "slot")} free
+          </p>
+          <ul class="slots" aria-label="Docker slots">
+            {slots.map((slot) => (
               <Slot key={slot} slot={slot} session={bySlot.get(slot)} />
             ))}
-        </ul>
+          </ul>
+        </div>
       )}
-      {loose.length > 0 && (
-        <ul class="loose" aria-label="Sessions without a slot">
-          {loose.map((session) => (
-            <li key={session.session_id}>
-              <Link to={sessionAddress(session.session_id)}>
+      {named.length > 0 && (
+        <ul class="on-machine" aria-label="Sessions">
+          {named.map((session) => (
+            <li key={session.session_id} class={`is-${shownAs(session)}`}>
+              <Mark status={shownAs(session)} />
+              <span class="visually-hidden">{word(shownAs(session))}: </span>
+              <Link to={sessionAddress(session.session_id)} title={`${session.project_id}, ${word(shownAs(session)).toLowerCase()}`}>
                 <Typed>{session.project_id}</Typed>
               </Link>
-              <Pill status={session.is_stalled ? "stalled" : session.status} />
+              <span class="faint">{session.docker_slot === null ? "no slot" : `slot ${session.docker_slot}`}</span>
             </li>
           ))}
         </ul>
@@ -187,12 +179,21 @@ function Card({ machine, ask }: { machine: Machine; ask: () => void }) {
         ) : (
           <span class="faint">no live session</span>
         )}
-        <button type="button" onClick={ask} aria-label={`${toggleWord(machine)} of ${machine.machine_id}`}>
+        <button type="button" class="small" onClick={ask} aria-label={`${toggleWord(machine)} of ${machine.machine_id}`}>
           {toggleWord(machine)}…
         </button>
       </div>
     </li>
   );
+}
+
+function shownAs(session: MachineSession): SessionStatus {
+  return session.is_stalled ? "stalled" : session.status;
+}
+
+/** Who needs somebody first, then by slot, those without one last. */
+function order(session: MachineSession): number {
+  return (session.is_stalled ? 0 : 2 ** 33) + (session.docker_slot ?? 2 ** 32);
 }
 
 function toggleWord(machine: Machine): string {
@@ -208,7 +209,7 @@ function Slot({ slot, session }: { slot: number; session: MachineSession | undef
       </li>
     );
   }
-  const status = session.is_stalled ? "stalled" : session.status;
+  const status = shownAs(session);
   const said = `${session.project_id}, ${word(status).toLowerCase()}`;
   return (
     <li class={`slot is-${status}`} title={`Slot ${slot}: ${said} (${short(session.session_id)})`}>

@@ -1,8 +1,8 @@
 import { useEffect, useId, useRef, useState } from "preact/hooks";
 import { announce } from "./announce";
 import { request } from "./api";
-import { count, moment, short } from "./format";
-import { Beat, Empty, Loading, Mark, Pill, Progress, Typed, word } from "./parts";
+import { count, short } from "./format";
+import { Ago, Beat, Empty, Loading, Mark, Pill, Progress, Typed, word } from "./parts";
 import { usePoll } from "./poll";
 import { go, Link, sessionAddress, useAddress, withQuery } from "./route";
 import { SESSION_STATUSES, type Names, type Overview as Data, type Row, type SessionStatus } from "./types";
@@ -33,17 +33,19 @@ export function Overview() {
   const filtered = Boolean(project || machine || status);
   return (
     <>
-      <h1 class="visually-hidden">Sessions</h1>
-      <Tiles counts={shown?.counts ?? null} status={status} />
-      <div class="filters" role="search" aria-label="Filters">
-        <Filter name="project" label="Project" value={project} suggestions={names.projects} focused={askForNames} />
-        <Filter name="machine" label="Machine" value={machine} suggestions={names.machines} focused={askForNames} />
-        {filtered && (
-          <Link to="/dashboard" class="button quiet">
-            Clear filters
-          </Link>
-        )}
+      <div class="title-line">
+        <h1>Sessions</h1>
+        <div class="filters" role="search" aria-label="Filters">
+          {filtered && (
+            <Link to="/dashboard" class="button quiet">
+              Clear filters
+            </Link>
+          )}
+          <Filter name="project" label="Project" value={project} suggestions={names.projects} focused={askForNames} />
+          <Filter name="machine" label="Machine" value={machine} suggestions={names.machines} focused={askForNames} />
+        </div>
       </div>
+      <Tiles counts={shown?.counts ?? null} status={status} />
       {shown?.suspected_outage && (
         <p class="trouble" role="status">
           <strong>Most sessions fell silent within the same minute.</strong> That looks like a fault of the network or
@@ -112,6 +114,11 @@ function Tiles({ counts, status }: { counts: Data["counts"] | null; status: Sess
   const total = counts && Object.values(counts).reduce((sum, n) => sum + n, 0);
   return (
     <nav class="tiles" aria-label="Sessions by state">
+      <div class="shares" aria-hidden="true">
+        {SESSION_STATUSES.map((each) =>
+          counts?.[each] ? <span key={each} class={`is-${each}`} style={{ flexGrow: counts[each] }} /> : null,
+        )}
+      </div>
       <Link to={withQuery({ status: null, page: null })} class="tile" aria-current={status === null ? "true" : undefined}>
         <span class="tile-count">{total?.toLocaleString() ?? "–"}</span>
         <span class="tile-name">All</span>
@@ -190,6 +197,7 @@ function Nothing({ filtered, beyond }: { filtered: boolean; beyond: boolean }) {
   if (filtered) {
     return (
       <Empty title="No session matches">
+        <p>Projects and machines are matched by their whole name.</p>
         <Link to="/dashboard">Clear filters</Link>
       </Empty>
     );
@@ -239,11 +247,11 @@ function SessionRow({ row }: { row: Row }) {
         </Link>
         <span class="sub">
           <code>{short(row.session_id)}</code>
-          <time dateTime={row.started_at}>{moment(row.started_at)}</time>
+          <Ago at={row.started_at} before="started " />
         </span>
       </td>
       <td role="cell" class="c-machine" title={row.machine_id}>
-        <Typed>{row.machine_id}</Typed>
+        <Typed>{row.machine_id}</Typed>{" "}
         {row.docker_slot !== null && <span class="slot-tag">slot {row.docker_slot}</span>}
       </td>
       <td role="cell" class={`c-task ${bare ? "bare" : ""}`}>

@@ -69,8 +69,8 @@ export function Beat({ status, stalled, last, thresholdMs, ended }: BeatProps) {
   const now = useNow();
   if (ended !== null) {
     return (
-      <span class="beat-text" title={moment(ended)}>
-        ended {age(now - Date.parse(ended))} ago
+      <span class="beat-text ended">
+        <Ago at={ended} before="ended " />
       </span>
     );
   }
@@ -99,6 +99,17 @@ export function Beat({ status, stalled, last, thresholdMs, ended }: BeatProps) {
   );
 }
 
+/** How long ago something was, its moment to be pointed at. */
+export function Ago({ at, before = "" }: { at: string; before?: string }) {
+  const now = useNow();
+  return (
+    <time dateTime={at} title={moment(at)}>
+      {before}
+      {age(now - Date.parse(at))} ago
+    </time>
+  );
+}
+
 /** How many of a session's tasks are done. */
 export function Progress({ tasks }: { tasks: Record<TaskStatus, number> }) {
   const total = tasks.pending + tasks.in_progress + tasks.completed + tasks.failed + tasks.blocked;
@@ -122,6 +133,7 @@ export function Progress({ tasks }: { tasks: Record<TaskStatus, number> }) {
       </div>
       <span class="progress-text">
         {tasks.completed} of {total}
+        {tasks.failed > 0 && <span class="why"> · {tasks.failed} failed</span>}
       </span>
     </div>
   );

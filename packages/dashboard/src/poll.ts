@@ -6,18 +6,34 @@ import { store } from "./store";
 export const EVERY_MS = 3_000;
 const HIDDEN_MS = 60_000;
 const LONGEST_RETRY_MS = 15_000;
+const WINDOW_MS = 60_000;
+/** So many times as long as it would, a page waits for the sake of others before they have run short. */
+const SLOWEST = 4;
 
 /** How the page stands with the API, for its header and its clock. */
 export interface Connection {
   state: "connecting" | "live" | "away" | "limited" | "failing";
   /** When the last answer came, by this browser's clock. */
   answeredAt: number | null;
+  /** When the next question is due, where all goes well. */
+  dueAt: number | null;
+  /** Whether that is later than it would be if the key had more requests to spare. */
+  spared: boolean;
   /** What was said instead of an answer. */
   problem: string | null;
   retryAt: number | null;
 }
 
-export const connection = store<Connection>({ state: "connecting", answeredAt: null, problem: null, retryAt: null });
+const NOTHING_YET: Connection = {
+  state: "connecting",
+  answeredAt: null,
+  dueAt: null,
+  spared: false,
+  problem: null,
+  retryAt: null,
+};
+
+export const connection = store<Connection>(NOTHING_YET);
 
 // The server's clock minus this browser's. The Date header is cut to the second, so the largest difference
 // that was seen is the best one.
@@ -37,10 +53,45 @@ export function serverNow(): number {
   return moment + (skew ?? 0);
 }
 
-/** Never more than half of what is left to the key, so that whoever else uses it gets through. */
-function affordable(budget: Budget | null, wanted: number): number {
+/** How long to wait so that whoever else uses the key gets through: its orchestrations, and other windows.
+ *
+ * Where all its users together would need more than half of its requests, this page waits longer, the more so the
+ * more they need; and it never takes more than half of what is left.
+ */
+export function affordable(budget: Budget | null, wanted: number): number {
   if (budget === null) return wanted;
-  return Math.max(wanted, budget.endsInMs / Math.max(1, Math.floor(budget.remaining / 2)));
+  // A window that has just begun says little yet about how much is asked for.
+  const elapsed = Math.max(WINDOW_MS / 4, WINDOW_MS - budget.endsInMs);
+  const pace = (budget.limit - budget.remaining) / budget.limit / (elapsed / WINDOW_MS);
+  const share = budget.endsInMs / Math.max(1, Math.floor(budget.remaining / 2));
+  return Math.max(wanted * Math.min(SLOWEST, Math.max(1, 2 * pace) ** 2), share);
+}
+
+/** The last answers, so that the way back to a view is no wait, and is asked for with its ETag. */
+interface Seen {
+  data: unknown;
+  etag: string | null;
+  at: number;
+}
+const seen = new Map<string, Seen>();
+const SEEN_VIEWS = 12;
+const SEEN_MS = 60_000;
+
+key.watch(() => {
+  seen.clear();
+  connection.set(NOTHING_YET);
+});
+
+function remember(path: string, data: unknown, etag: string | null): void {
+  seen.delete(path);
+  seen.set(path, { data, etag, at: Date.now() });
+  const oldest = seen.keys().next();
+  if (seen.size > SEEN_VIEWS && !oldest.done) seen.delete(oldest.value);
+}
+
+function remembered(path: string): Seen | null {
+  const found = seen.get(path);
+  return found && Date.now() - found.at < SEEN_MS ? found : null;
 }
 
 export interface Polled<T> {
@@ -53,48 +104,72 @@ export interface Polled<T> {
 
 /** Asks for `path` every few seconds while the page is visible, once a minute while it is not. */
 export function usePoll<T>(path: string, every: number = EVERY_MS): Polled<T> {
-  const [view, setView] = useState<{ path: string; data: T | null; refused: ApiError | null }>({
+  const [view, setView] = useState<{ path: string; data: T | null; refused: ApiError | null }>(() => ({
     path,
-    data: null,
+    data: (remembered(path)?.data ?? null) as T | null,
     refused: null,
-  });
+  }));
   const again = useRef<() => void>(() => undefined);
 
   useEffect(() => {
     const end = new AbortController();
+    const known = remembered(path);
+    let data = (known?.data ?? null) as T | null;
+    let etag = known?.etag ?? null;
     let timer = 0;
-    let etag: string | null = null;
     let failures = 0;
     let running = false;
+    let asked = false;
+    if (data !== null) setView({ path, data, refused: null });
 
-    const next = (delay: number) => {
-      if (end.signal.aborted) return;
+    const next = (delay: number): number => {
+      const wait = document.hidden ? Math.max(delay, HIDDEN_MS) : delay;
       clearTimeout(timer);
-      timer = window.setTimeout(ask, document.hidden ? Math.max(delay, HIDDEN_MS) : delay);
+      if (!end.signal.aborted) timer = window.setTimeout(ask, wait);
+      return Date.now() + wait;
     };
     const ask = async () => {
-      if (running || end.signal.aborted || key.get() === null) return;
+      if (end.signal.aborted || key.get() === null) return;
+      if (running) {
+        // What is under way may have been answered before whatever this is asked for.
+        asked = true;
+        return;
+      }
       running = true;
+      asked = false;
       clearTimeout(timer);
       try {
         const reply = await request<T>(path, { etag, signal: end.signal });
         failures = 0;
         etag = reply.etag;
         learnClock(reply.serverTime);
-        connection.set({ state: "live", answeredAt: Date.now(), problem: null, retryAt: null });
-        const { data } = reply;
-        if (data !== null) setView({ path, data, refused: null });
-        next(affordable(reply.budget, every));
+        if (reply.data !== null) {
+          data = reply.data;
+          setView({ path, data, refused: null });
+        }
+        remember(path, data, etag);
+        const wait = affordable(reply.budget, every);
+        const dueAt = next(wait);
+        connection.set({
+          state: "live",
+          answeredAt: Date.now(),
+          dueAt,
+          spared: wait >= 2 * every,
+          problem: null,
+          retryAt: null,
+        });
       } catch (error) {
         if (end.signal.aborted) return;
         failures += 1;
         next(failed(error, failures));
         if (error instanceof ApiError && error.status >= 400 && error.status < 429 && error.status !== 401) {
           etag = null;
+          seen.delete(path);
           setView((old) => ({ path, data: old.path === path ? old.data : null, refused: error }));
         }
       } finally {
         running = false;
+        if (asked) void ask();
       }
     };
     const woken = () => {
@@ -122,18 +197,19 @@ export function usePoll<T>(path: string, every: number = EVERY_MS): Polled<T> {
 /** Notes what went wrong, and says how long to wait. */
 function failed(error: unknown, failures: number): number {
   const backoff = Math.min(LONGEST_RETRY_MS, 1_000 * 2 ** Math.min(failures - 1, 6));
-  const { answeredAt } = connection.get();
+  const before = connection.get();
   if (error instanceof ApiError) {
     if (error.status < 429) {
-      connection.set({ state: "live", answeredAt: Date.now(), problem: null, retryAt: null });
+      const now = Date.now();
+      connection.set({ ...NOTHING_YET, state: "live", answeredAt: now, dueAt: now + LONGEST_RETRY_MS });
       return LONGEST_RETRY_MS;
     }
     const delay = Math.max(backoff, error.retryAfterMs ?? 0);
     const state = error.status === 429 ? "limited" : "failing";
-    connection.set({ state, answeredAt, problem: error.message, retryAt: Date.now() + delay });
+    connection.set({ ...before, state, problem: error.message, retryAt: Date.now() + delay });
     return delay;
   }
   const problem = error instanceof Away ? error.message : "unexpected answer";
-  connection.set({ state: "away", answeredAt, problem, retryAt: Date.now() + backoff });
+  connection.set({ ...before, state: "away", problem, retryAt: Date.now() + backoff });
   return backoff;
 }

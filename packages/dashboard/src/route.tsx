@@ -57,6 +57,15 @@ export function Link({ to, children, ...rest }: LinkProps) {
   );
 }
 
+/** As `decodeURIComponent`; what is no encoding stands for itself, as an address may be typed wrong. */
+export function decoded(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
 export function sessionAddress(id: string): string {
   return `/dashboard/sessions/${encodeURIComponent(id)}`;
 }

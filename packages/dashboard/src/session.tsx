@@ -1,16 +1,17 @@
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { Actions } from "./actions";
 import { announce } from "./announce";
 import { request } from "./api";
 import { useNow } from "./clock";
-import { age, count, moment, short, span } from "./format";
-import { Beat, Empty, Loading, Pill, Progress, Typed, word } from "./parts";
+import { age, count, moment, short, span, when } from "./format";
+import { Ago, Beat, Empty, Loading, Mark, Pill, Progress, Typed, word } from "./parts";
 import { usePoll } from "./poll";
 import { Link, sessionAddress } from "./route";
 import { Timeline } from "./timeline";
 import type { Detail, Events, Session, SessionStatus, TrackedEvent } from "./types";
 
 const EVENTS = 1_000;
+const RETRY_MS = 15_000;
 
 export function SessionPage({ id }: { id: string }) {
   const { data, refused, refresh } = usePoll<Detail>(`/api/dashboard/sessions/${encodeURIComponent(id)}`);
@@ -38,8 +39,11 @@ export function SessionPage({ id }: { id: string }) {
   if (!data) return <Loading />;
   return (
     <article class="session">
-      <Head data={data} />
-      <Actions data={data} refresh={refresh} />
+      <div class="session-top">
+        <Head data={data} />
+        <Actions data={data} refresh={refresh} />
+      </div>
+      <Facts data={data} />
       <Chain data={data} />
       <section class="card" aria-labelledby="timeline-title">
         <h2 id="timeline-title">Timeline</h2>
@@ -59,6 +63,7 @@ function useEvents(id: string, data: Detail | null): Events | null {
   useEffect(() => {
     if (!data) return;
     const end = new AbortController();
+    let retry = 0;
     const path = `/api/sessions/${encodeURIComponent(id)}/events`;
     const read = async () => {
       const first = await request<Events>(`${path}?limit=${EVENTS}`, { signal: end.signal });
@@ -70,9 +75,21 @@ function useEvents(id: string, data: Detail | null): Events | null {
       }
       return found;
     };
-    // A failure is no news here: the poll of the session itself says when the API is away.
-    read().then((found) => found && setEvents(found), () => undefined);
-    return () => end.abort();
+    // A failure is no news here: the poll of the session itself says when the API is away. But that may find the
+    // session unchanged when it is back, so this has to ask again by itself.
+    const ask = () => {
+      read().then(
+        (found) => found && setEvents(found),
+        () => {
+          if (!end.signal.aborted) retry = window.setTimeout(ask, RETRY_MS);
+        },
+      );
+    };
+    ask();
+    return () => {
+      end.abort();
+      clearTimeout(retry);
+    };
   }, [id, data]);
   return events;
 }
@@ -89,9 +106,7 @@ function useTold(data: Detail | null): void {
 
 function Head({ data }: { data: Detail }) {
   const { session } = data;
-  const now = useNow();
   const status = data.is_stalled ? "stalled" : session.status;
-  const until = session.completed_at ? Date.parse(session.completed_at) : now;
   const failure = session.metadata["error_message"];
   return (
     <header class="head">
@@ -109,7 +124,16 @@ function Head({ data }: { data: Detail }) {
           <Typed>{failure}</Typed>
         </p>
       )}
-      <dl class="facts">
+    </header>
+  );
+}
+
+function Facts({ data }: { data: Detail }) {
+  const { session } = data;
+  const now = useNow();
+  const until = session.completed_at ? Date.parse(session.completed_at) : now;
+  return (
+    <dl class="card facts">
         <div>
           <dt>Machine</dt>
           <dd>
@@ -120,7 +144,9 @@ function Head({ data }: { data: Detail }) {
         <div>
           <dt>Started</dt>
           <dd>
-            <time dateTime={session.started_at}>{moment(session.started_at)}</time>
+            <time dateTime={session.started_at} title={moment(session.started_at)}>
+              {when(session.started_at)}
+            </time>
           </dd>
         </div>
         <div>
@@ -134,19 +160,22 @@ function Head({ data }: { data: Detail }) {
           </dd>
         </div>
         <div>
-          <dt>Heartbeat</dt>
+          <dt>{session.completed_at ? "Ended" : "Heartbeat"}</dt>
           <dd>
-            <Beat
-              status={session.status}
-              stalled={data.is_stalled}
-              last={session.last_heartbeat}
-              thresholdMs={data.stall_threshold_ms}
-              ended={session.completed_at}
-            />
+            {session.completed_at ? (
+              <Ago at={session.completed_at} />
+            ) : (
+              <Beat
+                status={session.status}
+                stalled={data.is_stalled}
+                last={session.last_heartbeat}
+                thresholdMs={data.stall_threshold_ms}
+                ended={null}
+              />
+            )}
           </dd>
         </div>
-      </dl>
-    </header>
+    </dl>
   );
 }
 
@@ -168,7 +197,7 @@ function Chain({ data }: { data: Detail }) {
               <Link to={sessionAddress(link.session_id)} aria-current={here ? "page" : undefined}>
                 <code>{short(link.session_id)}</code> <Typed>{link.machine_id}</Typed>
               </Link>
-              <Pill status={here && data.is_stalled ? "stalled" : link.status} />
+              <Pill status={link.is_stalled ? "stalled" : link.status} />
             </li>
           );
         })}
@@ -181,7 +210,7 @@ const SHOWN_AT_FIRST = 40;
 
 function History({ events }: { events: Events | null }) {
   const [all, setAll] = useState(false);
-  const found = events ? [...events.events].reverse() : [];
+  const found = useMemo(() => (events ? told(events.events) : []), [events]);
   const shown = all ? found : found.slice(0, SHOWN_AT_FIRST);
   return (
     <section class="card" aria-labelledby="history-title">
@@ -192,36 +221,72 @@ function History({ events }: { events: Events | null }) {
         <p class="faint">Nothing is recorded.</p>
       ) : (
         <ol class="history">
-          {shown.map((event, index) => (
-            <Happened key={`${event.at}-${found.length - index}`} event={event} />
+          {shown.map((group, index) => (
+            <Happened key={found.length - index} events={group} />
           ))}
         </ol>
       )}
       {shown.length < found.length && (
         <button type="button" class="quiet" onClick={() => setAll(true)}>
-          Show all {count(found.length, "event")}
+          Show all {found.length.toLocaleString()}
         </button>
       )}
     </section>
   );
 }
 
-function Happened({ event }: { event: TrackedEvent }) {
+/** One thing that happened, or several tasks that were added one after the other. */
+function Happened({ events }: { events: TrackedEvent[] }) {
+  const event = events[0]!;
+  const status = event.to as SessionStatus;
   return (
-    <li>
-      <time dateTime={event.at}>{moment(event.at)}</time>
-      <span class="what">
-        {event.kind === "task" ? <Typed>{event.task_name ?? short(event.task_id ?? "")}</Typed> : "Session"}{" "}
-        <Pill status={event.to as SessionStatus} />
+    <li class={`is-${status}`}>
+      <time dateTime={event.at} title={moment(event.at)}>
+        {when(event.at)}
+      </time>
+      <Mark status={status} />
+      <div class="what">
+        {events.length > 1 ? (
+          <>
+            <strong>{count(events.length, "task")}</strong> added
+          </>
+        ) : event.kind === "task" ? (
+          <>
+            <strong>
+              <Typed>{event.task_name ?? short(event.task_id ?? "")}</Typed>
+            </strong>{" "}
+            <span class="to">{event.from === null ? "Added" : word(status)}</span>
+          </>
+        ) : (
+          <>
+            Session <span class="to">{word(status)}</span>
+          </>
+        )}
         {event.silent_ms !== null && <span class="faint"> after {span(event.silent_ms)} of silence</span>}
-      </span>
-      <span class="sub">
-        {event.reason && <Typed>{event.reason}</Typed>}
-        {event.reason && " · "}
-        <Typed>{event.actor.replace(/^(key|job):/, "by $1 ")}</Typed>
-      </span>
+        <span class="sub">
+          {event.reason && <Typed>{event.reason}</Typed>}
+          {event.reason && " · "}
+          <Typed>{event.actor.replace(/^(key|job):/, "by $1 ")}</Typed>
+        </span>
+      </div>
     </li>
   );
+}
+
+/** Newest first; what was added together is told together. */
+function told(events: TrackedEvent[]): TrackedEvent[][] {
+  const groups: TrackedEvent[][] = [];
+  for (const event of [...events].reverse()) {
+    const last = groups.at(-1);
+    const together = isAddition(event) && last?.[0] && isAddition(last[0]) && last[0].actor === event.actor;
+    if (together) last.push(event);
+    else groups.push([event]);
+  }
+  return groups;
+}
+
+function isAddition(event: TrackedEvent): boolean {
+  return event.kind === "task" && event.from === null && event.reason === null;
 }
 
 function Metadata({ metadata }: { metadata: Record<string, unknown> }) {

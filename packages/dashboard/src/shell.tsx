@@ -1,13 +1,13 @@
 import type { ComponentType } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { announcement } from "./announce";
-import { useNow } from "./clock";
-import { age, clock } from "./format";
+import { seenSince, useNow } from "./clock";
+import { age, clock, span } from "./format";
 import { forget, isKey, keep, key, refusal } from "./key";
 import { Overview } from "./overview";
 import { Empty, Loading } from "./parts";
 import { connection } from "./poll";
-import { Link, useAddress } from "./route";
+import { decoded, Link, useAddress } from "./route";
 import { useStore } from "./store";
 
 const SESSION = /^\/dashboard\/sessions\/([^/]+)$/;
@@ -15,6 +15,13 @@ const SESSION = /^\/dashboard\/sessions\/([^/]+)$/;
 export function Shell() {
   const allowed = useStore(key) !== null;
   const path = useAddress().path.replace(/\/+$/, "");
+  const main = useRef<HTMLElement>(null);
+  const before = useRef(path);
+  useEffect(() => {
+    // What was followed is gone with its view; whoever uses the keyboard goes on at the top of the new one.
+    if (before.current !== path) main.current?.focus({ preventScroll: true });
+    before.current = path;
+  }, [path]);
   return (
     <>
       <a class="skip" href="#main" onClick={skip}>
@@ -43,7 +50,7 @@ export function Shell() {
         )}
       </header>
       {allowed && <Trouble />}
-      <main id="main" class="page" tabIndex={-1}>
+      <main id="main" class="page" tabIndex={-1} ref={main}>
         {allowed ? <View path={path} /> : <AskForKey />}
       </main>
       <Announcer />
@@ -67,7 +74,7 @@ function Tab({ to, path, label, also }: { to: string; path: string; label: strin
 
 function View({ path }: { path: string }) {
   const session = SESSION.exec(path)?.[1];
-  if (session !== undefined) return <Later load={sessionPage} id={decodeURIComponent(session)} key={session} />;
+  if (session !== undefined) return <Later load={sessionPage} id={decoded(session)} key={session} />;
   if (path === "/dashboard") return <Overview />;
   if (path === "/dashboard/machines") return <Later load={machinesPage} />;
   if (path === "/dashboard/trends") return <Later load={trendsPage} />;
@@ -111,26 +118,42 @@ function Later<Props extends object>({ load, ...props }: { load: () => Promise<C
   return Loaded ? <Loaded {...(props as unknown as Props)} /> : <Loading />;
 }
 
+// An answer that is late by this much is missing; the request itself is given ten seconds.
+const LATE_MS = 12_000;
+
+/** How old what is shown is, and whether news of it are overdue. */
+function useAge(): { old: number | null; overdue: boolean } {
+  useNow();
+  const { state, answeredAt, dueAt } = useStore(connection);
+  const now = Date.now();
+  return {
+    old: answeredAt === null ? null : now - answeredAt,
+    // A tab that has just come back into view asks at once and need not complain.
+    overdue: state === "live" && dueAt !== null && now > Math.max(dueAt, seenSince()) + LATE_MS,
+  };
+}
+
 /** Whether what is shown is live, and how old it is. */
 function Pulse() {
-  useNow();
-  const { state, answeredAt } = useStore(connection);
-  const old = answeredAt === null ? null : Date.now() - answeredAt;
-  const fresh = state === "live" && old !== null && old < 12_000;
+  const { old, overdue } = useAge();
+  const { state, spared, dueAt, answeredAt } = useStore(connection);
+  const fresh = state === "live" && !overdue;
+  const every = spared && dueAt !== null && answeredAt !== null ? ` every ${span(dueAt - answeredAt)}` : "";
   return (
-    <span class={`pulse ${fresh ? "live" : state === "connecting" ? "" : "dead"}`}>
+    <span
+      class={`pulse ${fresh ? "live" : state === "connecting" ? "" : "dead"}`}
+      title={every ? "The key has few requests to spare, so this page asks less often." : undefined}
+    >
       <i aria-hidden="true" />
-      {old === null ? "connecting" : fresh ? "live" : `${age(old)} old`}
+      {old === null ? "connecting" : fresh ? `live${every}` : `${age(old)} old`}
     </span>
   );
 }
 
 /** Says that the API is away, that the key is used up, or that the data is old. */
 function Trouble() {
-  useNow();
+  const { overdue: stale } = useAge();
   const { state, answeredAt, problem, retryAt } = useStore(connection);
-  const old = answeredAt === null ? null : Date.now() - answeredAt;
-  const stale = state === "live" && old !== null && old > 20_000;
   if (!stale && (state === "live" || state === "connecting")) return <div role="status" />;
   const since = answeredAt === null ? "Nothing has been heard from it yet." : `What is shown is from ${clock(answeredAt)}.`;
   const retry = retryAt === null ? "" : ` Next try in ${Math.max(0, Math.ceil((retryAt - Date.now()) / 1_000))} s.`;

@@ -1,8 +1,12 @@
 import { scaleTime, type ScaleTime } from "d3-scale";
 import { useNow } from "./clock";
-import { age, clock, moment, span } from "./format";
+import { age, clock, moment, short, span } from "./format";
 import { Mark, Typed, word } from "./parts";
+import { Link, sessionAddress } from "./route";
 import type { Detail, Events, SessionStatus, Task, TrackedEvent } from "./types";
+
+// So many heartbeats the API keeps; what was before them is not silence.
+const KEPT_BEATS = 60;
 
 type Scale = ScaleTime<number, number>;
 
@@ -35,7 +39,7 @@ export function Timeline({ data, events }: Props) {
 
   return (
     <div class="timeline">
-      <Axis scale={scale} />
+      <Axis scale={scale} now={ended === null ? end : null} />
       <div class="lane lane-state">
         <span class="lane-name">State</span>
         <div class="track" role="img" aria-label={described(segments)}>
@@ -64,7 +68,7 @@ export function Timeline({ data, events }: Props) {
       {tasks.length > 0 ? (
         <ol class="lanes" aria-label="Tasks">
           {tasks.map((task) => (
-            <TaskLane key={task.task_id} task={task} scale={scale} end={end} />
+            <TaskLane key={task.task_id} task={task} scale={scale} end={end} data={data} />
           ))}
         </ol>
       ) : (
@@ -88,7 +92,7 @@ function between(scale: Scale, from: number, to: number): { left: string; width:
   return { left: `${left.toFixed(3)}%`, width: `${Math.max(0, Math.min(100, scale(to)) - left).toFixed(3)}%` };
 }
 
-function Axis({ scale }: { scale: Scale }) {
+function Axis({ scale, now }: { scale: Scale; now: number | null }) {
   const [from, to] = scale.domain() as [Date, Date];
   const length = to.getTime() - from.getTime();
   const form: Intl.DateTimeFormatOptions =
@@ -113,6 +117,7 @@ function Axis({ scale }: { scale: Scale }) {
               {written.format(tick)}
             </span>
           ))}
+        {now !== null && <i class="now" style={{ left: at(scale, now) }} />}
       </div>
     </div>
   );
@@ -191,15 +196,27 @@ function Heartbeats({ beats, scale }: { beats: string[]; scale: Scale }) {
           <i key={beat} class="tick" style={{ left: at(scale, Date.parse(beat)) }} title={moment(beat)} />
         ))}
       </div>
-      <span class="lane-note" />
+      <span class="lane-note faint">{beats.length < KEPT_BEATS ? "" : `last ${beats.length}`}</span>
     </div>
   );
 }
 
-function TaskLane({ task, scale, end }: { task: Task; scale: Scale; end: number }) {
+interface LaneProps {
+  task: Task;
+  scale: Scale;
+  end: number;
+  data: Detail;
+}
+
+function TaskLane({ task, scale, end, data }: LaneProps) {
+  const { session } = data;
   const from = task.started_at === null ? null : Date.parse(task.started_at);
   const to = task.completed_at === null ? end : Date.parse(task.completed_at);
   const took = from === null ? null : to - from;
+  // Whether anything has been done since the last heartbeat, nobody knows.
+  const heard = Date.parse(session.last_heartbeat);
+  const silent = data.is_stalled && task.status === "in_progress" && from !== null ? Math.max(from, heard) : null;
+  const goesOn = task.status === "failed" && "carried_to" in task.metadata ? session.recovered_by : null;
   return (
     <li class={`lane is-${task.status}`}>
       <span class="lane-name" title={task.task_name}>
@@ -215,13 +232,18 @@ function TaskLane({ task, scale, end }: { task: Task; scale: Scale; end: number 
             title={`${word(task.status)}, ${clock(from)} to ${task.completed_at === null ? "now" : clock(to)}`}
           />
         )}
+        {silent !== null && silent < to && <span class="unheard" style={between(scale, silent, to)} title="Not heard of since" />}
       </div>
       <span class="lane-note">
         {took === null ? (
           <span class="faint">{"carried_to" in task.metadata ? "handed on" : "not started"}</span>
         ) : took < 1_000 ? span(took) : age(took)}
       </span>
-      {task.error_message && (
+      {goesOn !== null ? (
+        <span class="lane-why goes-on">
+          Interrupted; goes on in <Link to={sessionAddress(goesOn)}>{short(goesOn)}</Link>
+        </span>
+      ) : task.error_message && (
         <span class="lane-why">
           <Typed>{task.error_message}</Typed>
         </span>

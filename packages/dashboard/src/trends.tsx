@@ -1,7 +1,7 @@
 import type { ComponentChildren } from "preact";
 import { useEffect, useMemo, useRef } from "preact/hooks";
 import { Chart, type Series } from "./chart";
-import { useNow } from "./clock";
+import { useStep } from "./clock";
 import { count, moment, percent, span, spanOr } from "./format";
 import { Empty, Loading, Typed } from "./parts";
 import { usePoll } from "./poll";
@@ -22,12 +22,12 @@ export function TrendsPage() {
   const { query } = useAddress();
   const window_ = WINDOWS.find((known) => known.name === query.get("window")) ?? WINDOWS[0]!;
   const project = query.get("project");
-  const step = Math.floor(useNow() / STEP_MS);
+  const step = useStep(STEP_MS);
   const asked = useMemo(() => {
     const since = new Date(step * STEP_MS - window_.ms).toISOString();
     return new URLSearchParams({ since, ...(project ? { project_id: project } : {}) });
   }, [step, window_, project]);
-  const { data, refused } = usePoll<Summary>(`/api/analytics/summary?${asked}`, EVERY_MS);
+  const { data, refused } = usePoll<Summary>(`/api/dashboard/trends?${asked}`, EVERY_MS);
   const last = useRef<Summary | null>(null);
   if (data) last.current = data;
   const shown = data ?? last.current;
@@ -78,7 +78,7 @@ function Figures({ summary }: { summary: Summary }) {
     <>
       <dl class="stats">
         <Stat name="Time to detect" value={spanOr(detect.p50)}>
-          {detect.p95 === null ? "none detected" : `95 % within ${span(detect.p95)}, at most ${spanOr(detect.max)}`}
+          {detect.p95 === null ? "none detected" : `95% within ${span(detect.p95)}, at most ${spanOr(detect.max)}`}
         </Stat>
         <Stat name="Detected within target" value={percent(detection.within_target_rate)}>
           {count(detection.stalls, "stall")}
@@ -118,12 +118,12 @@ function drawings(summary: Summary): { times: number[]; sessions: Series[]; stal
   return {
     times: series.map((bucket) => Date.parse(bucket.start) / 1_000),
     sessions: [
-      { label: "Started", colour: "--active", values: series.map((bucket) => bucket.started), fill: true },
+      { label: "Started", colour: "--active", values: series.map((bucket) => bucket.started), shape: "bars" },
       { label: "Completed", colour: "--completed", values: series.map((bucket) => bucket.completed) },
       { label: "Failed", colour: "--failed", values: series.map((bucket) => bucket.failed) },
     ],
     stalls: [
-      { label: "Stalled", colour: "--stalled", values: series.map((bucket) => bucket.stalls), fill: true },
+      { label: "Stalled", colour: "--stalled", values: series.map((bucket) => bucket.stalls), shape: "bars" },
       { label: "Recovered", colour: "--active", values: series.map((bucket) => bucket.recovered) },
       { label: "False positives", colour: "--paused", values: series.map((bucket) => bucket.false_positives) },
     ],
@@ -132,7 +132,7 @@ function drawings(summary: Summary): { times: number[]; sessions: Series[]; stal
         label: "Median",
         colour: "--stalled",
         values: series.map((bucket) => bucket.time_to_detect_p50_ms),
-        fill: true,
+        shape: "points",
       },
     ],
   };
@@ -163,7 +163,7 @@ function Durations({ sessions, tasks }: { sessions: Spread; tasks: Spread }) {
 function SpreadBars({ name, spread }: { name: string; spread: Spread }) {
   const rows: [string, number | null][] = [
     ["median", spread.p50],
-    ["95 %", spread.p95],
+    ["95%", spread.p95],
     ["longest", spread.max],
   ];
   return (

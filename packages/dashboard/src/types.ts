@@ -69,6 +69,7 @@ export interface ChainLink {
   session_id: string;
   machine_id: string;
   status: SessionStatus;
+  is_stalled: boolean;
   started_at: string;
 }
 
@@ -143,7 +144,6 @@ export interface Bucket {
 
 export interface Summary {
   since: string;
-  until: string;
   sessions: {
     started: number;
     completed: number;

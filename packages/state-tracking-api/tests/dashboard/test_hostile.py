@@ -72,7 +72,11 @@ async def test_a_hostile_address_is_only_an_address(visitor: Visitor) -> None:
     field = visitor.page.get_by_label("Project", exact=True)
     await seen(field).to_have_value("<script>document.title=1</script>")
     await visitor.follow("/dashboard/sessions/%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E")
-    await seen(visitor.page.get_by_role("heading", name="This session does not exist")).to_be_visible()
+    gone = visitor.page.get_by_role("heading", name="This session does not exist")
+    await seen(gone).to_be_visible()
+    await visitor.follow("/dashboard")
+    await visitor.follow("/dashboard/sessions/%zz")  # no encoding of anything
+    await seen(gone).to_be_visible()
 
 
 async def test_the_policy_stops_scripts_styles_markup_and_other_hosts(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 
+import pytest
 from playwright.async_api import expect as seen
 
 from api_harness.server import Server
@@ -70,6 +71,14 @@ async def test_a_key_that_opens_nothing_is_forgotten_and_said_so(visitor: Visito
     await page.goto(f"{server.base_url}/dashboard#key={uuid.uuid4()}")
     await seen(page.get_by_role("alert")).to_have_text("Invalid API key.")
     assert await page.evaluate("sessionStorage.length") == 0
+
+
+@pytest.mark.parametrize("said", ["%", "0f8fad5b"])
+async def test_a_link_that_was_cut_off_asks_for_the_key(visitor: Visitor, server: Server, said: str) -> None:
+    page = visitor.page
+    await page.goto(f"{server.base_url}/dashboard#key={said}")
+    await seen(page.get_by_role("alert")).to_have_text("The link did not carry a whole key.")
+    assert await page.evaluate("location.hash") == ""
 
 
 async def test_forgetting_the_key_leaves_nothing_behind(visitors: Visitors, server: Server) -> None:

@@ -23,7 +23,12 @@ async def test_a_machine_shows_its_slots_used_and_free(visitor: Visitor, api: Ap
     await seen(slots).to_have_text(
         [re.compile("1 free"), re.compile(r"2 .*active"), re.compile("3"), re.compile("4")]
     )
-    await seen(card.get_by_role("list", name="Sessions without a slot")).to_contain_text(loose["project_id"])
+    await seen(card.get_by_role("list", name="Sessions").get_by_role("listitem")).to_have_text(
+        [
+            re.compile(f"Active: {used['project_id']}.*slot 2"),
+            re.compile(f"Paused: {loose['project_id']}.*no slot"),
+        ]
+    )
     await seen(card.get_by_role("link", name="2 live sessions")).to_be_visible()
     await slots.nth(1).get_by_role("link").click()
     await visitor.page.wait_for_url(f"**/dashboard/sessions/{used['session_id']}")

@@ -142,6 +142,23 @@ async def test_everything_is_reached_by_keyboard(visitor: Visitor, api: Api) -> 
     await seen(visitor.row(session).get_by_role("link")).to_be_focused()
     await page.keyboard.press("Enter")
     await page.wait_for_url(f"**/dashboard/sessions/{session['session_id']}")
+    # Not at the top of the document, where everything before the content would have to be gone through again.
+    await seen(page.get_by_role("main")).to_be_focused()
+
+
+async def test_the_way_back_shows_what_was_there_and_asks_only_for_what_is_new(
+    visitor: Visitor, api: Api
+) -> None:
+    session = api.session_in("paused")
+    page = visitor.page
+    await visitor.open(f"/dashboard?project={session['project_id']}")
+    await visitor.row(session).get_by_role("link").click()
+    await seen(page.get_by_role("heading", level=1)).to_have_text(session["project_id"])
+    async with page.expect_response("**/api/dashboard/overview*") as caught:
+        await page.go_back()
+    answer = await caught.value
+    assert answer.status == 304
+    await seen(visitor.row(session)).to_contain_text("Paused")
 
 
 async def test_no_width_makes_the_page_scroll_sideways(visitor: Visitor, api: Api) -> None:

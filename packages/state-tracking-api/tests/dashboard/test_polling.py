@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from playwright.async_api import Route
 from playwright.async_api import expect as seen
@@ -106,20 +108,50 @@ async def test_a_key_that_is_used_up_is_waited_for(visitors: Visitors, own: Serv
     await seen(said).to_contain_text("Next try in")
 
 
-async def test_the_page_leaves_half_of_the_keys_requests_to_others(visitor: Visitor) -> None:
+@pytest.mark.parametrize(
+    ("remaining", "ends_in", "wait"),
+    [
+        pytest.param(4, 60, 30, id="never more than half of what is left"),
+        # As where five windows are open: half a minute has gone by, and half of the requests.
+        pytest.param(50, 30, 12, id="less where all who use the key would need all of it"),
+        pytest.param(80, 30, 3, id="as always where there is enough"),
+    ],
+)
+async def test_the_page_leaves_requests_of_its_key_to_others(
+    visitor: Visitor, remaining: int, ends_in: int, wait: int
+) -> None:
     page = visitor.page
     await page.clock.install()
 
-    async def nearly_used_up(route: Route) -> None:
+    async def told(route: Route) -> None:
         answer = await route.fetch()
         now = await page.evaluate("Date.now()")
-        told = {"x-ratelimit-remaining": "4", "x-ratelimit-reset": str(now // 1000 + 60), "date": ""}
-        await route.fulfill(response=answer, headers={**answer.headers, **told})
+        budget = {
+            "x-ratelimit-limit": "100",
+            "x-ratelimit-remaining": str(remaining),
+            "x-ratelimit-reset": str(now // 1000 + ends_in),
+            "date": "",
+        }
+        await route.fulfill(response=answer, headers={**answer.headers, **budget})
 
-    await page.route(f"**{VIEW}*", nearly_used_up)
+    await page.route(f"**{VIEW}*", told)
     await visitor.open()
+    await seen(page.locator(".pulse")).to_have_text("live" if wait == 3 else re.compile("live every"))
     before = len(visitor.polls(VIEW))
-    await visitor.pass_time(25)
+    await visitor.pass_time(wait * 3 // 4)
     assert len(visitor.polls(VIEW)) == before
-    await visitor.pass_time(8)
+    await visitor.pass_time(wait // 2 + 1)
     assert len(visitor.polls(VIEW)) == before + 1
+
+
+async def test_a_view_that_is_asked_for_less_often_is_not_called_old_in_between(visitor: Visitor) -> None:
+    page = visitor.page
+    await page.clock.install()
+    await visitor.open("/dashboard/trends")
+    await page.locator(".stat").first.wait_for()
+    before = len(visitor.polls("/api/dashboard/trends"))
+    await visitor.pass_time(26)
+    assert len(visitor.polls("/api/dashboard/trends")) == before
+    # As it is now: soon the next answer comes, and makes anything right.
+    assert await page.locator(".pulse").inner_text() == "live"
+    assert await page.locator(".trouble").count() == 0

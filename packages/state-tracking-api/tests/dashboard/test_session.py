@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 
 import pytest
+from playwright.async_api import Route
 from playwright.async_api import expect as seen
 
 from api_harness.api import Api, Json, expect, unique
@@ -43,6 +46,9 @@ async def test_the_timeline_draws_tasks_heartbeats_stalls_and_recoveries(
     lanes = timeline.get_by_role("list", name="Tasks").get_by_role("listitem")
     await seen(lanes).to_have_count(4)
     await seen(lanes.nth(3)).to_contain_text("handed on")
+    successor = api.read_session(session)["recovered_by"]
+    goes_on = lanes.nth(2).get_by_role("link", name=successor[:8])
+    await seen(goes_on).to_have_attribute("href", f"/dashboard/sessions/{successor}")
     # In the order of time, one after the other.
     lefts = [(await box.bounding_box() or {"x": 0})["x"] for box in await timeline.locator(".task").all()]
     assert lefts == sorted(lefts)
@@ -58,6 +64,55 @@ async def test_what_happened_is_told_with_who_and_why(visitor: Visitor, api: Api
     for text in ("Dig the hole", "In progress", "Failed", "the spade broke", "by key tests"):
         await seen(history).to_contain_text(text)
     assert task["task_name"] == "Dig the hole"
+
+
+async def test_tasks_that_were_added_together_are_told_together(visitor: Visitor, api: Api) -> None:
+    session = api.session()
+    for name in ("dig", "fill", "plant"):
+        api.task(session, task_name=name)
+    await visitor.open(address(session))
+    history = visitor.page.get_by_role("region", name="What happened").get_by_role("listitem")
+    await seen(history).to_have_text([re.compile("3 tasks added"), re.compile("Session Active")])
+
+
+async def test_what_happened_is_asked_for_again_where_it_did_not_come(visitor: Visitor, api: Api) -> None:
+    """Also where the session stays as it is, so that no poll brings any news."""
+    session = api.session_in("completed")
+    events = f"**/api/sessions/{session['session_id']}/events*"
+    visitor.failures_are_expected = True
+    await visitor.page.clock.install()
+    await visitor.page.route(events, lambda route: route.abort(), times=1)
+    await visitor.open(address(session))
+    history = visitor.page.get_by_role("region", name="What happened")
+    await visitor.pass_time(16)
+    await seen(history.get_by_role("listitem").first).to_contain_text("Completed")
+
+
+async def test_the_result_of_an_action_does_not_wait_for_the_next_poll(visitor: Visitor, api: Api) -> None:
+    """Not even where a poll was under way, which knows nothing of it; the next one is a minute away."""
+    session = api.session()
+    page = visitor.page
+    released = asyncio.Event()
+    held: list[Route] = []
+
+    async def slowed(route: Route) -> None:
+        answer = await route.fetch()
+        told = {"x-ratelimit-limit": "100", "x-ratelimit-remaining": "1", "date": ""}
+        told["x-ratelimit-reset"] = str(int(time.time()) + 60)
+        held.append(route)
+        if len(held) == 2:
+            await released.wait()
+        await route.fulfill(response=answer, headers={**answer.headers, **told})
+
+    await page.route(f"**/api/dashboard/sessions/{session['session_id']}", slowed)
+    await visitor.open(address(session))
+    async with page.expect_request("**/api/dashboard/sessions/*"):
+        await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    async with page.expect_response("**/mark-stalled"):
+        await press(visitor, "Mark stalled")
+    released.set()
+    await seen(page.locator(".head .pill")).to_have_text("Stalled")
+    assert len(held) == 3
 
 
 @pytest.mark.slow
@@ -163,4 +218,5 @@ async def test_a_silent_session_is_shown_as_stalled_before_it_is_marked(
     await visitor.open(address(session))
     await seen(visitor.page.locator(".head .pill")).to_have_text("Stalled")
     await seen(visitor.page.locator(".segment.presumed")).to_have_count(1)
+    await seen(visitor.page.locator(".unheard")).to_have_count(1)  # of the task that was under way
     await seen(visitor.page.get_by_role("button", name="Mark stalled…")).to_be_visible()
