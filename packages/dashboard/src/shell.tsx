@@ -144,7 +144,7 @@ function Pulse() {
       class={`pulse ${fresh ? "live" : state === "connecting" ? "" : "dead"}`}
       title={every ? "The key has few requests to spare, so this page asks less often." : undefined}
     >
-      <i aria-hidden="true" />
+      <i key={answeredAt} aria-hidden="true" />
       {old === null ? "connecting" : fresh ? `live${every}` : `${age(old)} old`}
     </span>
   );

@@ -35,8 +35,8 @@ async def visit(page: Page, address: str, picture: Path, *, full: bool = False) 
     await page.locator(".pulse.live").wait_for()
     await page.locator(".loading").first.wait_for(state="detached")
     await page.evaluate("document.fonts.ready")
-    # The bars glide to where they belong within a second.
-    await page.wait_for_timeout(1_300)
+    # Nothing is on its way any more.
+    await page.evaluate("Promise.allSettled(document.getAnimations().map(a => a.finished))")
     if full:
         await page.screenshot(path=picture, full_page=True)
         return
