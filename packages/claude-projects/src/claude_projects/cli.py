@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn, TextIO, TypeVar, cast, get_args
 import typer
 from rich.console import Console
 
-from claude_projects import calls, doctor, settings, tables, validate
+from claude_projects import calls, doctor, settings, tables
 from claude_projects.client import Client
 from claude_projects.errors import (
     ApiError,
@@ -34,6 +34,7 @@ from claude_projects.exchange import Call, Retry
 from claude_projects.exits import Exit
 from claude_projects.models import MachineStatus, Page, SessionStatus, TaskStatus
 from claude_projects.plan import PlanError, load
+from claude_projects.validation import command as validation
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ tasks_app = typer.Typer(help="Tasks of sessions.", no_args_is_help=True)
 app.add_typer(sessions_app, name="sessions")
 app.add_typer(machines_app, name="machines")
 app.add_typer(tasks_app, name="tasks")
-app.command("validate")(validate.command)
+app.command("validate")(validation.command)
 app.command("doctor")(doctor.command)
 
 # What goes into a pipe or a file is not cut to the width of a screen.

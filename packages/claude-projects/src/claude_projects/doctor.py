@@ -16,9 +16,9 @@ import typer
 from rich.console import Console
 
 from claude_projects import settings
-from claude_projects.errors import ClaudeProjectsError
+from claude_projects.exchange import retry_after
 from claude_projects.exits import Exit
-from claude_projects.validate_probe import Probe, Reply, UnansweredError
+from claude_projects.validation.probe import Probe, Reply, UnansweredError
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 NOT_WELL = 1
@@ -26,6 +26,8 @@ NOT_WELL = 1
 # A Date header is cut to the second, and the answer took its time.
 CLOCK_TOLERANCE = 5.0
 CERTIFICATE_DAYS = 60
+_RENEW = "renew the certificate, or trust its issuer (SSL_CERT_FILE)."
+_MALFORMED = "A key is a UUID of version 4 with 36 characters: was it copied as a whole, and nothing else?"
 _SIGNS = {OK: "ok", WARNING: "!", PROBLEM: "X"}
 
 
@@ -39,12 +41,12 @@ class Finding:
     advice: str = ""
 
 
-def examine(url: str, key: str | None, *, timeout: float = 10.0) -> Iterator[Finding]:
-    """Look at address, certificate, key, clock, version, service and rate limit, in this order.
+def examine(url: str, key: str | None, *, timeout: float = 15.0) -> Iterator[Finding]:
+    """Look at address, certificate, clock, key, rate limit, version and service, in this order.
 
-    Ends early where the rest cannot be known.
+    Ends early where the rest cannot be known. It waits for no rate limit: that one is reached is a finding.
     """
-    probe = Probe(url, key, note=_ignore, timeout=timeout)
+    probe = Probe(url, key, timeout=timeout, patient=False)
     try:
         yield from _examine(probe)
     finally:
@@ -56,7 +58,7 @@ def _examine(probe: Probe) -> Iterator[Finding]:
     yield finding
     if alive is None:
         return
-    if probe.url.startswith("https://"):
+    if urlsplit(probe.url).scheme == "https":
         yield _certificate(probe.url)
     yield _clock(alive)
     if probe.key is None:
@@ -67,14 +69,23 @@ def _examine(probe: Probe) -> Iterator[Finding]:
             "Set CLAUDE_PROJECTS_API_KEY, or api_key in the configuration file. `make run` prints a key.",
         )
         return
-    # Both count against the key: what they tell of the rate limit is the state after them.
-    detailed = probe.send("GET", "/health/detailed")
+    if not probe.key.isascii():
+        yield Finding("key", PROBLEM, "it has letters that no key has", _MALFORMED)
+        return
+    try:
+        detailed = probe.send("GET", "/health/detailed")
+    except UnansweredError as error:
+        advice = "It answered a moment ago: is it overloaded, or being restarted? Look at its log."
+        yield Finding("service", PROBLEM, str(error), advice)
+        return
     yield _key(detailed)
     if detailed.status == 401:
         return
+    yield _rate_limit(detailed)
+    if detailed.status == 429:
+        return
     yield _version(detailed)
     yield from _service(detailed)
-    yield _rate_limit(probe.send("GET", "/api/sessions?limit=1"))
 
 
 def _address(probe: Probe) -> tuple[Reply | None, Finding]:
@@ -94,30 +105,57 @@ def _address(probe: Probe) -> tuple[Reply | None, Finding]:
 
 
 def _why_unreachable(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        return "The address must look like http://127.0.0.1:3000 (--url, CLAUDE_PROJECTS_URL)."
     try:
-        socket.getaddrinfo(parts.hostname, None)
+        parts = urlsplit(url)
+        is_address = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address:
+        return "The address must look like http://127.0.0.1:3000 (--url, CLAUDE_PROJECTS_URL)."
+    host = urlsplit(url).hostname
+    try:
+        socket.getaddrinfo(host, None)
     except OSError:
-        return f"The name {parts.hostname} is not known here: check its spelling, the DNS and the VPN."
-    if parts.hostname in {"127.0.0.1", "localhost", "::1"}:
-        return "Nothing listens there: start the server with `make run`, or set CLAUDE_PROJECTS_URL."
-    return "The name is known, so look at the network: firewall, proxy, VPN, and whether the service runs."
+        return f"The name {host} is not known here: check its spelling, the DNS and the VPN."
+    return _why_no_tls(url) or (
+        "Nothing listens there: start the server with `make run`, or set CLAUDE_PROJECTS_URL."
+        if host in {"127.0.0.1", "localhost", "::1"}
+        else "The name is known, so look at the network: firewall, proxy, VPN, and whether the service runs."
+    )
+
+
+def _why_no_tls(url: str) -> str | None:
+    if urlsplit(url).scheme != "https":
+        return None
+    try:
+        _certificate_end(url)
+    except ssl.SSLCertVerificationError as error:
+        return f"The certificate is no good ({error.verify_message}): {_RENEW}"
+    except ssl.SSLError:
+        return "Something listens there, but does not speak TLS: is the address meant to be http://?"
+    except OSError:
+        pass
+    return None
+
+
+def _certificate_end(url: str) -> float:
+    """When the certificate there ends, as Unix time. Raises OSError where none is shown or it is no good."""
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or 443
+    with (
+        socket.create_connection((host, port), timeout=10) as plain,
+        ssl.create_default_context().wrap_socket(plain, server_hostname=host) as secure,
+    ):
+        ends: Any = (secure.getpeercert() or {}).get("notAfter")
+    return ssl.cert_time_to_seconds(str(ends))
 
 
 def _certificate(url: str) -> Finding:
-    parts = urlsplit(url)
-    host, port = parts.hostname or "", parts.port or 443
     try:
-        with (
-            socket.create_connection((host, port), timeout=10) as plain,
-            ssl.create_default_context().wrap_socket(plain, server_hostname=host) as secure,
-        ):
-            ends: Any = (secure.getpeercert() or {}).get("notAfter")
+        days = (_certificate_end(url) - time.time()) / 86_400
     except OSError as error:
-        return Finding("certificate", PROBLEM, str(error), "Renew the certificate, or trust its issuer.")
-    days = (ssl.cert_time_to_seconds(str(ends)) - time.time()) / 86_400
+        # Requests may go through a proxy, or trust another set of issuers than the system does.
+        return Finding("certificate", WARNING, f"it cannot be looked at from here: {error}", _RENEW)
     if days < CERTIFICATE_DAYS:
         return Finding(
             "certificate",
@@ -148,7 +186,7 @@ def _key(detailed: Reply) -> Finding:
     if detailed.status != 401:
         return Finding("key", OK, "the API knows it")
     advice = {
-        "Malformed API key": "A key is a UUID of version 4 with 36 characters: is a part of it missing?",
+        "Malformed API key": _MALFORMED,
         "Invalid API key": "The server does not know this key: compare it with API_KEYS there.",
     }
     said = str(detailed.field("message"))
@@ -193,18 +231,13 @@ def _rate_limit(reply: Reply) -> Finding:
     except (KeyError, ValueError):
         return Finding("rate limit", WARNING, "the API does not tell it", "A proxy may remove X-RateLimit-*.")
     found = f"{left} of {limit} requests are left in this minute"
-    if left >= limit / 5:
+    if reply.status != 429 and left >= limit / 5:
         return Finding("rate limit", OK, found)
-    return Finding(
-        "rate limit",
-        WARNING,
-        found,
-        "Somebody else uses this key: give every user an own one, or raise RATE_LIMIT_PER_MINUTE.",
-    )
-
-
-def _ignore(_: str) -> None:
-    """Nobody is told of a short wait."""
+    advice = "Somebody else uses this key: give every user a key of its own, or raise RATE_LIMIT_PER_MINUTE."
+    if reply.status != 429:
+        return Finding("rate limit", WARNING, found, advice)
+    wait = retry_after(reply.headers) or 1
+    return Finding("rate limit", PROBLEM, f"it is used up for {wait:.0f} s: {found}", advice)
 
 
 def command(
@@ -234,9 +267,6 @@ def command(
     except settings.ConfigurationError as error:
         err.print(f"claude-projects: {error}", markup=False, soft_wrap=True)
         raise typer.Exit(Exit.USAGE) from None
-    except ClaudeProjectsError as error:
-        err.print(f"claude-projects: {error}", markup=False, soft_wrap=True)
-        raise typer.Exit(Exit.UNREACHABLE) from None
     if as_json:
         sys.stdout.write(json.dumps([asdict(one) for one in findings], indent=2, ensure_ascii=False) + "\n")
     raise typer.Exit(NOT_WELL if any(one.state == PROBLEM for one in findings) else Exit.OK)

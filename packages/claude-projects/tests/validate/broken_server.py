@@ -1,12 +1,16 @@
-"""The real server with one thing wrong with it, made by wrapping the real application from outside.
+"""Real servers with one thing wrong with each, made by wrapping the real application from outside.
 
-python broken_server.py DEFECT PORT        the environment is that of `state-tracking-api serve`
+python broken_server.py DEFECT=PORT …      the environment is that of `state-tracking-api serve`
+
+They share a process, since what a process costs is its start; each has a database of its own.
 """
 
 import asyncio
 import json
+import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -100,18 +104,63 @@ def with_patience_wanted(app: Asgi) -> Asgi:
     return wrapped
 
 
+def with_a_forgotten_session(app: Asgi) -> Asgi:
+    """One heartbeat, the fifth, is for a session that does not exist; all others are right."""
+    beats = 0
+
+    async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal beats
+        if scope["type"] == "http" and scope["path"].endswith("/heartbeat"):
+            beats += 1
+            if beats == 5:
+                path = f"/api/sessions/{uuid4()}/heartbeat"
+                scope = {**scope, "path": path, "raw_path": path.encode()}
+        await app(scope, receive, send)
+
+    return wrapped
+
+
 DEFECTS: dict[str, Callable[[Asgi], Asgi]] = {
     "authentication-off": with_open_doors,
     "slow-heartbeats": with_slow_heartbeats,
     "many-successors": with_many_successors,
     "impatient": with_patience_wanted,
+    "forgetful": with_a_forgotten_session,
     # The job is kept from running by the server's own switch; nothing needs to be wrapped.
     "detection-off": lambda app: app,
 }
 
 
-if __name__ == "__main__":
-    defect, port = sys.argv[1], int(sys.argv[2])
+class Server(uvicorn.Server):
+    """A server among others, so that the signals of the process are not its own."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+def broken(defect: str, port: int) -> Server:
+    """The real application, broken."""
     overrides = {"scheduler": "off"} if defect == "detection-off" else {}
-    app = DEFECTS[defect](create_app(settings.load(**overrides)))
-    uvicorn.run(app, host="127.0.0.1", port=port, log_config=None, lifespan="on")
+    real = create_app(settings.load(mongodb_database=f"validate-{defect}", **overrides))
+    config = uvicorn.Config(
+        DEFECTS[defect](real), host="127.0.0.1", port=port, log_config=None, lifespan="on"
+    )
+    return Server(config)
+
+
+async def serve(servers: list[Server]) -> None:
+    """Serve until SIGTERM."""
+
+    def stop() -> None:
+        for server in servers:
+            server.should_exit = True
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
+    await asyncio.gather(*(server.serve() for server in servers))
+
+
+if __name__ == "__main__":
+    asyncio.run(
+        serve([broken(defect, int(port)) for defect, port in (one.split("=") for one in sys.argv[1:])])
+    )

@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from validate_harness import BROKEN, HEALTHY, IMPATIENT, Deployment, Validated, deploy, validate
+from validate_harness import HEALTHY, Deployment, Validated, deploy, validate
 
 from state_tracking_api.embedded import Mongod
 
@@ -16,17 +16,15 @@ from state_tracking_api.embedded import Mongod
 @pytest.fixture(scope="session")
 def deployments(mongod: Mongod, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Deployment]]:
     """A server of each kind."""
-    directory = tmp_path_factory.mktemp("deployments")
-    running: dict[str, Deployment] = {}
+    running = deploy(mongod.uri, tmp_path_factory.mktemp("deployments"))
     try:
-        for kind in (HEALTHY, IMPATIENT, *BROKEN):
-            running[kind] = deploy(mongod.uri, kind, directory)
         for deployment in running.values():
             deployment.await_answers()
         yield running
     finally:
-        for deployment in running.values():
-            deployment.stop()
+        for process in {one.process for one in running.values()}:
+            process.terminate()
+            process.wait(30)
 
 
 @pytest.fixture(scope="session")

@@ -3,15 +3,17 @@
 import json
 import signal
 import subprocess
-import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from validate_harness import BROKEN, IMPATIENT, SLOW, Deployment, Validated, command, environment
+from validate_harness import FORGETFUL, IMPATIENT, SLOW, Deployment, Validated, command, environment
 
-from claude_projects.validate_probe import percentile
+from claude_projects.validation.command import _BreakingOff
+from claude_projects.validation.probe import Probe, percentile
 from client_harness.server import KEY
 from client_harness.waiting import until
+from client_harness.wire import Fault, Wire
 
 # What each defect breaks; everything else must hold.
 RED = {
@@ -116,53 +118,88 @@ def test_a_rate_limit_is_waited_for_and_does_not_count_as_an_error(
     assert report["waited_seconds"] >= 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_load_that_fails_does_not_break_off_what_comes_after_it(
+    deployments: dict[str, Deployment], tmp_path: Path
+) -> None:
+    chosen = ("--scenario", "load", "--scenario", "performance", "--load-seconds", "600")
+    done = _validate(deployments[FORGETFUL], tmp_path, *chosen, "--samples", "3", "--network-ms", "5000")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert done.returncode == 1, done.stdout
+    assert {one["name"]: one["held"] for one in report["scenarios"]} == {
+        "load": False,
+        "performance": True,
+        "clean-up": True,
+    }
+    assert report["verdict"] == "Did not hold: load."
+
+
+def test_what_was_not_chosen_is_named_and_what_was_measured_counts(
+    deployments: dict[str, Deployment], tmp_path: Path
+) -> None:
+    chosen = ("--scenario", "lifecycle", "--heartbeats", "1")
+    done = _validate(deployments[SLOW], tmp_path, *chosen, "--network-ms", "5000")
+    assert done.returncode == 0, done.stdout
+    assert "Held; not looked at: authentication, failure-detection, " in done.stdout
+    done = _validate(deployments[SLOW], tmp_path, *chosen)
+    assert done.returncode == 1
+    assert "p95 of heartbeat" in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_validation_that_is_broken_off_cleans_up(
     healthy: Validated, tmp_path: Path, number: signal.Signals
 ) -> None:
-    process = subprocess.Popen(
-        [
-            *command("validate", *_address(healthy.deployment), "--scenario", "load"),
-            *("--load-seconds", "600", "--json", str(tmp_path / "report.json")),
-        ],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    until(
-        lambda: healthy.deployment.get("/api/sessions/health")["active_sessions"] == 10, "the load to be on"
-    )
+    process = _under_load(healthy.deployment, tmp_path)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, f"{out} {err}"
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["interrupted"]
     assert not report["held"]
+    assert _left_behind(healthy.deployment, report["project_id"]) == 0
+
+
+def test_a_second_signal_leaves_the_rest_and_says_how_to_delete_it(
+    healthy: Validated, tmp_path: Path
+) -> None:
+    process = _under_load(healthy.deployment, tmp_path)
+    # Two that differ: the same one twice may count once.
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, f"{out} {err}"
+    report = json.loads((tmp_path / "report.json").read_text())
     project = report["project_id"]
-    assert healthy.deployment.get(f"/api/sessions?project_id={project}")["total"] == 0
+    assert f"claude-projects validate --clean-up {project}" in err
+    assert _left_behind(healthy.deployment, project) > 0
+    assert _run("validate", *_address(healthy.deployment), "--clean-up", project).returncode == 0
+    assert _left_behind(healthy.deployment, project) == 0
 
 
-def test_what_a_killed_validation_left_is_cleaned_up_by_its_project(healthy: Validated) -> None:
-    process = subprocess.Popen(
-        command("validate", *_address(healthy.deployment), "--load-seconds", "600", "--scenario", "load"),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    until(
-        lambda: healthy.deployment.get("/api/sessions/health")["active_sessions"] == 10, "the load to be on"
-    )
+def test_a_signal_during_the_clean_up_does_not_end_it_but_a_second_one_does() -> None:
+    with closing(Probe("http://127.0.0.1:1", None)) as probe:
+        breaking = _BreakingOff(probe, cleaning=True)
+        breaking(signal.SIGINT, None)
+        assert not probe.halt.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            breaking(signal.SIGINT, None)
+
+
+def test_what_a_killed_validation_left_is_cleaned_up_by_its_project(
+    healthy: Validated, tmp_path: Path
+) -> None:
+    process = _under_load(healthy.deployment, tmp_path)
     process.kill()
-    process.wait(30)
+    process.communicate(timeout=30)
     project = healthy.deployment.get("/api/sessions?status=active")["sessions"][0]["project_id"]
     done = _run("validate", *_address(healthy.deployment), "--clean-up", project)
     assert done.returncode == 0
-    assert healthy.deployment.get(f"/api/sessions?project_id={project}")["total"] == 0
+    assert _left_behind(healthy.deployment, project) == 0
 
 
-def test_other_projects_cannot_be_cleaned_up(healthy: Validated) -> None:
-    done = _run("validate", *_address(healthy.deployment), "--clean-up", "my-project")
+@pytest.mark.parametrize("project", ["my-project", "validation-", "validation-of-my-own"])
+def test_other_projects_cannot_be_cleaned_up(healthy: Validated, project: str) -> None:
+    done = _run("validate", *_address(healthy.deployment), "--clean-up", project)
     assert done.returncode == 2
     assert "no project of a validation" in done.stderr
 
@@ -174,6 +211,7 @@ def test_other_projects_cannot_be_cleaned_up(healthy: Validated) -> None:
         (("--api-key", "5f1a6f0e-8f3c-4a5d-9d52-3c7a1b2c4d5e"), 4),
         (("--scenario", "nonsense"), 2),
         (("--watch", "sometimes"), 2),
+        (("--json", "/nonexistent/report.json"), 2),
     ],
 )
 def test_what_cannot_begin_says_why(healthy: Validated, arguments: tuple[str, str], code: int) -> None:
@@ -207,29 +245,18 @@ def test_the_uptime_watch_goes_on_where_it_was_broken_off(healthy: Validated, tm
     assert "Uptime 100.000 % (target 99.5 %): held." in done.stdout
 
 
-def test_the_uptime_watch_is_red_after_an_outage(
-    deployments: dict[str, Deployment], validations: dict[str, Validated], tmp_path: Path
-) -> None:
-    assert validations, "the server that is stopped here is validated first"
-    deployment = deployments[BROKEN[0]]
-    file = tmp_path / "watch.jsonl"
-    address = _address(deployment)
-    lives = threading.Event()
+def test_the_uptime_watch_is_red_after_an_outage(healthy: Validated, tmp_path: Path) -> None:
+    wire = Wire(healthy.deployment.port)
+    lost: list[Fault | bytes] = ["lose request"] * 1000
 
-    def end_it() -> None:
-        until(lambda: file.exists() and file.read_text().count('"up": true') >= 2, "it to be seen alive")
-        deployment.stop()
-        lives.set()
+    def cut(_: str) -> None:
+        if len(wire.seen) == 3:
+            wire.faults.extend(lost)
 
-    ending = threading.Thread(target=end_it)
-    ending.start()
-    try:
-        done = _run(
-            "validate", *address, "--watch", "3s", "--watch-interval", "0.2", "--watch-file", str(file)
-        )
-    finally:
-        ending.join()
-    assert lives.is_set()
+    wire.on_request = cut
+    flags = ("--watch-interval", "0.2", "--watch-file", str(tmp_path / "watch.jsonl"))
+    with closing(wire):
+        done = _run("validate", "--url", wire.url, "--api-key", KEY, "--watch", "3s", *flags)
     assert done.returncode == 1, done.stdout
     assert "FAILED" in done.stdout
     assert "Down from" in done.stdout
@@ -242,6 +269,26 @@ def test_percentiles_are_nearest_rank(share: float, expected: int) -> None:
 
 def _address(deployment: Deployment) -> tuple[str, ...]:
     return ("--url", deployment.url, "--api-key", KEY)
+
+
+def _under_load(deployment: Deployment, directory: Path) -> "subprocess.Popen[str]":
+    """A validation that has its ten sessions and would keep them for ten minutes."""
+    process = subprocess.Popen(
+        [
+            *command("validate", *_address(deployment), "--scenario", "load", "--load-seconds", "600"),
+            *("--json", str(directory / "report.json")),
+        ],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until(lambda: deployment.get("/api/sessions/health")["active_sessions"] == 10, "the load to be on")
+    return process
+
+
+def _left_behind(deployment: Deployment, project: str) -> int:
+    return int(deployment.get(f"/api/sessions?project_id={project}")["total"])
 
 
 def _run(*arguments: str) -> "subprocess.CompletedProcess[str]":

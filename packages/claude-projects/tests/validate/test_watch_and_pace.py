@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from claude_projects.validate_probe import HaltedError, Probe, Reply
-from claude_projects.validate_watch import Watch, span
+from claude_projects.validation.probe import HaltedError, Probe, Reply
+from claude_projects.validation.watch import Watch, span
 
 URL = "http://127.0.0.1:1"
 

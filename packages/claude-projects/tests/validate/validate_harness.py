@@ -15,6 +15,7 @@ from client_harness.waiting import until
 
 HEALTHY = "healthy"
 IMPATIENT = "impatient"
+FORGETFUL = "forgetful"
 SLOW = "slow-heartbeats"
 BROKEN = ("detection-off", "many-successors", SLOW, "authentication-off")
 _QUICK = (*("--quick", "--stall-timeout", "20", "--samples", "10", "--interval", "0.5"),)
@@ -22,11 +23,16 @@ _QUICK = (*("--quick", "--stall-timeout", "20", "--samples", "10", "--interval",
 
 @dataclass
 class Deployment:
-    """A server, healthy or not, as a process."""
+    """A server, healthy or not, and the process that it lives in."""
 
-    url: str
+    port: int
     process: "subprocess.Popen[bytes]"
     log: Path
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"http://127.0.0.1:{self.port}"
 
     def await_answers(self) -> None:
         """Wait until it answers from its database."""
@@ -40,16 +46,11 @@ class Deployment:
             except httpx.HTTPError:
                 return False
 
-        until(answers, f"an answer of {self.log.stem}")
+        until(answers, f"an answer of {self.url}, {self.log}")
 
     def get(self, path: str) -> Any:
         """What it answers to a GET with the key."""
         return httpx.get(f"{self.url}{path}", headers={"X-API-Key": KEY}, timeout=30).json()
-
-    def stop(self) -> None:
-        """End it."""
-        self.process.terminate()
-        self.process.wait(30)
 
 
 def environment(url: str | None = None) -> dict[str, str]:
@@ -63,24 +64,26 @@ def command(*arguments: str) -> list[str]:
     return [str(Path(sys.executable).with_name("claude-projects")), *arguments]
 
 
-def deploy(uri: str, kind: str, directory: Path) -> Deployment:
-    """Start a server; it does not answer yet."""
-    port = free_port()
+def deploy(uri: str, directory: Path) -> dict[str, Deployment]:
+    """Start a healthy server, and a process with all the others; they do not answer yet."""
+    ports = {kind: free_port() for kind in (HEALTHY, IMPATIENT, FORGETFUL, *BROKEN)}
     own = {
         "MONGODB_URI": uri,
-        "MONGODB_DATABASE": f"validate-{kind}",
+        "MONGODB_DATABASE": f"validate-{HEALTHY}",
         "API_KEYS": f"tests={KEY}",
-        "PORT": str(port),
+        "PORT": str(ports[HEALTHY]),
         "RATE_LIMIT_PER_MINUTE": "100000",
     }
     serve = [str(Path(sys.executable).with_name("state-tracking-api")), "serve"]
-    broken = [sys.executable, str(Path(__file__).with_name("broken_server.py")), kind, str(port)]
-    log_path = directory / f"{kind}.log"
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            serve if kind == HEALTHY else broken, env={**os.environ, **own}, stdout=log, stderr=log
-        )
-    return Deployment(f"http://127.0.0.1:{port}", process, log_path)
+    others = [f"{kind}={port}" for kind, port in ports.items() if kind != HEALTHY]
+    broken = [sys.executable, str(Path(__file__).with_name("broken_server.py")), *others]
+    processes: dict[bool, tuple[subprocess.Popen[bytes], Path]] = {}
+    for is_healthy, line in ((True, serve), (False, broken)):
+        log_path = directory / f"{'healthy' if is_healthy else 'broken'}.log"
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(line, env={**os.environ, **own}, stdout=log, stderr=log)
+        processes[is_healthy] = process, log_path
+    return {kind: Deployment(port, *processes[kind == HEALTHY]) for kind, port in ports.items()}
 
 
 @dataclass

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from claude_projects.validate_probe import Probe, UnansweredError, percentile
+from claude_projects.validation.probe import Probe, UnansweredError, percentile
 
 UPTIME_TARGET = 0.995
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}

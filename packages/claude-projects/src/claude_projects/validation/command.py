@@ -1,14 +1,16 @@
-"""``claude-projects validate``: does a deployment keep its promises? Seven scenarios, from outside."""
+"""The command line of ``claude-projects validate``, its progress, and what Ctrl-C does to it."""
 
+import os
 import signal
 import sys
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -16,11 +18,11 @@ from rich.console import Console
 
 from claude_projects import settings
 from claude_projects.exits import Exit
-from claude_projects.validate_probe import HaltedError, Probe, UnansweredError
-from claude_projects.validate_report import HELD, Report, Result
-from claude_projects.validate_run import PREFIX, Run, Times, scenario
-from claude_projects.validate_scenarios import SCENARIOS, latencies
-from claude_projects.validate_watch import Watch, span, watch
+from claude_projects.validation.probe import HaltedError, Probe, UnansweredError
+from claude_projects.validation.report import FAILED, HELD, Report, Result
+from claude_projects.validation.run import PROJECT, Run, Times, scenario
+from claude_projects.validation.scenarios import SCENARIOS, latencies
+from claude_projects.validation.watch import Watch, span, watch
 
 # The same code as the PRD's timings, in less than a minute where the rate limit allows it.
 QUICK = Times(
@@ -35,14 +37,13 @@ _err = Console(stderr=True, highlight=False)
 class _Narrator:
     """Tells on standard error what goes on: each result, and on a terminal what it is doing now."""
 
-    quiet: bool = False
     status: Any = None
     _now: str = field(default="", init=False)
 
     @contextmanager
     def doing(self, what: str) -> Generator[None]:
         self._now = what
-        if self.quiet or not _err.is_terminal:
+        if not _err.is_terminal:
             yield
             return
         with _err.status(what) as status:
@@ -57,8 +58,31 @@ class _Narrator:
             self.status.update(f"{self._now}: {text}")
 
     def say(self, text: str) -> None:
-        if not self.quiet:
+        with suppress(OSError):  # the terminal may be gone (SIGHUP); the clean-up must not end because of it
             _err.print(text, markup=False, soft_wrap=True)
+
+
+@dataclass
+class _BreakingOff:
+    """What a signal does while there may be something to clean up.
+
+    The first one ends the scenarios: nothing more is sent, and what is under way is waited for, so that
+    nothing is created behind the clean-up's back. It does not end the clean-up; only a second one does that.
+    """
+
+    probe: Probe
+    asked: bool = False
+    cleaning: bool = False
+
+    def __call__(self, _signal: int, _frame: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        if not self.cleaning:
+            self.probe.halt.set()
+        what = "Cleaning up" if self.cleaning else "Broken off; cleaning up"
+        with suppress(OSError):  # not through the console, which the signal may have interrupted
+            os.write(2, f"\n{what}. A second Ctrl-C leaves the rest behind.\n".encode())
 
 
 def command(
@@ -133,8 +157,11 @@ def command(
     unknown = sorted(set(only or ()) - SCENARIOS.keys())
     if unknown:
         _fail(f"--scenario: no {', '.join(unknown)}; there are {', '.join(SCENARIOS)}", Exit.USAGE)
-    if clean_up is not None and not clean_up.startswith(PREFIX):
-        _fail(f"--clean-up: {clean_up!r} is no project of a validation ({PREFIX}…)", Exit.USAGE)
+    if clean_up is not None and not PROJECT.fullmatch(clean_up):
+        _fail(f"--clean-up: {clean_up!r} is no project of a validation", Exit.USAGE)
+    for path in (json_file, markdown_file):
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            _fail(f"{path} cannot be written: no such directory, or it is one", Exit.USAGE)
     given: dict[str, Any] = {
         "heartbeats": heartbeats,
         "interval": interval,
@@ -152,52 +179,58 @@ def command(
     times = Times(**(base | {name: value for name, value in given.items() if value is not None}))
     narrator = _Narrator()
     probe = Probe(chosen.url.value, chosen.api_key.value, narrator.note)
-    # Also where a shell has started us in the background, with SIGINT ignored: what was made must be deleted.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    _on_signals(_interrupt)
     try:
         if watch_for is not None:
             raise typer.Exit(_watch(probe, watch_for, watch_interval, watch_file, narrator))
         if clean_up is not None:
             raise typer.Exit(_clean_up_only(Run(probe, times, clean_up)))
-        report = Report(
-            probe.url,
-            "",
-            _now(),
-            version("claude-projects"),
-            times=asdict(times),
-        )
+        report = Report(probe.url, "", _now(), version("claude-projects"), times=asdict(times))
         _greet(probe, report)
         run = Run(probe, times, note=narrator.note)
         report.project_id = run.project_id
-        _play(run, report, only or list(SCENARIOS), narrator)
+        report.left_out = [name for name in SCENARIOS if only and name not in only]
+        narrator.say(f"Validating {probe.url} in the project {run.project_id}")
+        _play(run, report, narrator)
+    except KeyboardInterrupt:
+        raise typer.Exit(Exit.INTERRUPTED) from None
     finally:
         probe.close()
-    sys.stdout.write(report.as_text())
     for path, text in ((json_file, report.as_json()), (markdown_file, report.as_markdown())):
         if path is not None:
             path.write_text(text, encoding="utf-8")
+    sys.stdout.write(report.as_text())
     if report.interrupted:
         raise typer.Exit(Exit.INTERRUPTED)
     raise typer.Exit(Exit.OK if report.held else NOT_HELD)
 
 
-def _play(run: Run, report: Report, names: list[str], narrator: _Narrator) -> None:
+def _play(run: Run, report: Report, narrator: _Narrator) -> None:
+    breaking = _BreakingOff(run.probe)
+    _on_signals(breaking)
+    names = [name for name in SCENARIOS if name not in report.left_out]
+    leave = False
     try:
-        for name in SCENARIOS:
-            if name in names:
-                one = SCENARIOS[name]
-                result = Result(name, one.title, one.prd)
-                report.results.append(result)
-                with narrator.doing(one.title), scenario(run, result):
-                    one.play(run)
-                narrator.say(f"  {HELD if result.held else 'FAILED':<7} {name} ({result.seconds:.1f} s)")
-    except (KeyboardInterrupt, HaltedError):
+        for number, name in enumerate(names, 1):
+            one = SCENARIOS[name]
+            result = Result(name, one.title, one.prd)
+            report.results.append(result)
+            with narrator.doing(f"{number} of {len(names)}: {one.title}"), scenario(run, result):
+                one.play(run)
+            narrator.say(f"  {HELD if result.held else FAILED:<7} {name} ({result.seconds:.1f} s)")
+            run.probe.halt.clear()  # the load halts what is left of it when one of its sessions has failed
+            if breaking.asked:
+                report.interrupted = True
+                break
+    except HaltedError:
         report.interrupted = True
-        narrator.say("Broken off; cleaning up. A second Ctrl-C leaves the rest behind.")
+    except KeyboardInterrupt:
+        report.interrupted = leave = True
     finally:
+        # From here on a first signal is one during the clean-up, which goes on.
+        breaking.cleaning = True
         run.probe.halt.clear()
-        report.results.append(_cleaned(run, narrator))
+        report.results.append(_cleaned(run, narrator, leave=leave))
         report.latencies = latencies(run)
         probe = run.probe
         report.requests, report.throttled, report.waited_seconds = (
@@ -208,12 +241,16 @@ def _play(run: Run, report: Report, names: list[str], narrator: _Narrator) -> No
         report.ended_at = _now()
 
 
-def _cleaned(run: Run, narrator: _Narrator) -> Result:
+def _cleaned(run: Run, narrator: _Narrator, *, leave: bool) -> Result:
     result = Result("clean-up", "Nothing of the validation is left", "4.4.f")
-    with narrator.doing("Cleaning up"), scenario(run, result):
-        left = run.clean_up()
-        run.check(left[0] == 0, "no session of the validation is left", left[0])
-        run.check(left[1] == 0, "no machine of the validation is left", left[1])
+    try:
+        if leave:
+            raise KeyboardInterrupt  # noqa: TRY301 - it came a moment ago, before the clean-up began
+        with narrator.doing("Cleaning up"), scenario(run, result):
+            for kind, left in run.clean_up().items():
+                run.tell(left == 0, f"no {kind} of the validation is left", left)
+    except KeyboardInterrupt:
+        result.error = "broken off"
     if not result.held:
         narrator.say(f"Not all was deleted; try: claude-projects validate --clean-up {run.project_id}")
     return result
@@ -224,8 +261,9 @@ def _clean_up_only(run: Run) -> int:
         left = run.clean_up()
     except UnansweredError as error:
         _fail(str(error), Exit.UNREACHABLE)
-    sys.stdout.write(f"{run.project_id}: {left[0]} sessions and {left[1]} machines are left\n")
-    return Exit.OK if left == (0, 0) else NOT_HELD
+    counts = ", ".join(f"{count} {kind}s" for kind, count in left.items())
+    sys.stdout.write(f"{run.project_id}: {counts} are left\n")
+    return NOT_HELD if any(left.values()) else Exit.OK
 
 
 def _greet(probe: Probe, report: Report) -> None:
@@ -263,6 +301,12 @@ def _watch(probe: Probe, text: str, interval: float, path: Path | None, narrator
         code = Exit.INTERRUPTED
     sys.stdout.write(seen.as_text())
     return code or (Exit.OK if seen.held else NOT_HELD)
+
+
+def _on_signals(handler: Callable[[int, FrameType | None], object]) -> None:
+    # SIGINT also where a shell has started us in the background, which ignores it.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, handler)
 
 
 def _interrupt(_signal: int, _frame: object) -> NoReturn:

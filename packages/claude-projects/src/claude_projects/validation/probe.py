@@ -91,12 +91,16 @@ class _Allowance:
 
 @dataclass
 class Probe:
-    """Sends requests. ``note`` is told when it waits; ``halt`` ends every wait."""
+    """Sends requests. ``note`` is told when it waits; ``halt`` ends every wait and lets nothing more be sent.
+
+    A ``patient`` one keeps to the key's rate limit and waits out a 429; for the other, a 429 is an answer.
+    """
 
     url: str
     key: str | None
     note: Callable[[str], object] = print
     timeout: float = 30.0
+    patient: bool = True
     latencies: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     requests: int = 0
     throttled: int = 0
@@ -138,17 +142,19 @@ class Probe:
         """Send one request; its latency is kept under each name in ``measure``.
 
         ``key`` may be another key, or None for none. A 429 is waited for and repeated, and its time does not
-        count. Raises UnansweredError where no answer comes.
+        count. Raises UnansweredError where no answer comes, HaltedError where the validation is broken off.
         """
         headers = {"Accept": "application/json"}
         sent = self.key if key == "own" else key
         if sent is not None:
             headers["X-API-Key"] = sent
         for _ in range(_PATIENCE):
-            if key == "own":
+            if key == "own" and self.patient:
                 self._keep_pace()
+            if self.halt.is_set():
+                raise HaltedError("broken off")
             reply = self._once(method, path, body, headers, query)
-            if reply.status != 429:
+            if reply.status != 429 or not self.patient:
                 with self._lock:
                     for name in measure:
                         self.latencies[name].append(reply.seconds)
@@ -167,7 +173,7 @@ class Probe:
             answer = self._http.request(
                 method, f"{self.url}{path}", json=body, headers=dict(headers), params=query
             )
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # the last: a key beyond ASCII
             raise UnansweredError(f"{method} {path}: no answer: {error or type(error).__name__}") from error
         seconds = time.perf_counter() - began
         try:

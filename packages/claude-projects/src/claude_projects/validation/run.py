@@ -1,5 +1,6 @@
 """What all scenarios of a validation share: times, a project of their own, checks, and the clean-up."""
 
+import re
 import time
 import uuid
 from collections.abc import Callable, Generator
@@ -8,8 +9,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, cast
 
-from claude_projects.validate_probe import HaltedError, Probe, Reply, UnansweredError
-from claude_projects.validate_report import Check, Result
+from claude_projects.validation.probe import HaltedError, Probe, Reply, UnansweredError
+from claude_projects.validation.report import Check, Result
 
 Json = dict[str, Any]
 
@@ -20,7 +21,7 @@ CREATION, HEARTBEAT, HEALTH_QUERY, LIVENESS, LOAD = (
 # The 95th percentile in milliseconds (PRD 4.4, 5.3, section 3).
 LIMITS = {CREATION: 1000.0, HEARTBEAT: 500.0, HEALTH_QUERY: 1000.0, LIVENESS: 200.0, LOAD: 1000.0}
 
-PREFIX = "validation-"
+PROJECT = re.compile(r"validation-[0-9a-f]{12}")
 PROJECT_KINDS = ("", "-second")
 _CLEANING_ROUNDS = 5
 
@@ -52,7 +53,7 @@ class Run:
 
     probe: Probe
     times: Times
-    project_id: str = field(default_factory=lambda: f"{PREFIX}{uuid.uuid4().hex[:12]}")
+    project_id: str = field(default_factory=lambda: f"validation-{uuid.uuid4().hex[:12]}")
     result: Result = field(default_factory=lambda: Result("", "", ""))
     note: Callable[[str], object] = print
 
@@ -122,24 +123,24 @@ class Run:
         found: list[Json] = []
         while True:
             query = {"project_id": self.project_id + kind, "limit": "100", "offset": str(len(found))}
-            reply = self.probe.send("GET", "/api/sessions", query=query)
-            if reply.status != 200:
-                raise UnansweredError(f"GET /api/sessions: {reply.said}")
-            found += cast("list[Json]", reply.body["sessions"])
-            if not reply.body["sessions"] or len(found) >= int(reply.body["total"]):
+            answer = self._listed("/api/sessions", query)
+            found += cast("list[Json]", answer["sessions"])
+            if not answer["sessions"] or len(found) >= int(answer["total"]):
                 return found
 
     # Clean-up
 
-    def clean_up(self) -> tuple[int, int]:
-        """Delete everything of this validation; the answer is how many sessions and machines are left.
+    def clean_up(self) -> dict[str, int]:
+        """Delete everything of this validation; the answer is how many things of each kind are left.
 
         Machines are found by their id, so a validation that was killed can be cleaned up by its project.
         """
-        left = self._delete_sessions()
+        left = {"session": self._delete_sessions()}
+        left["task"] = sum(self._tasks(kind) for kind in PROJECT_KINDS)
         for machine in self._machines():
             self.probe.send("DELETE", f"/api/machines/{machine}")
-        return left, len(self._machines())
+        left["machine"] = len(self._machines())
+        return left
 
     def _delete_sessions(self) -> int:
         left = 0
@@ -152,18 +153,26 @@ class Run:
                 return 0
         return left
 
+    def _tasks(self, kind: str) -> int:
+        query = {"project_id": self.project_id + kind, "limit": "1"}
+        return int(self._listed("/api/tasks", query)["total"])
+
     def _machines(self) -> list[str]:
         found: list[str] = []
         offset = 0
         while True:
-            reply = self.probe.send("GET", "/api/machines", query={"limit": "100", "offset": str(offset)})
-            if reply.status != 200:
-                raise UnansweredError(f"GET /api/machines: {reply.said}")
-            page = cast("list[Json]", reply.body["machines"])
+            answer = self._listed("/api/machines", {"limit": "100", "offset": str(offset)})
+            page = cast("list[Json]", answer["machines"])
             found += [one["machine_id"] for one in page if one["machine_id"].startswith(self.project_id)]
             offset += len(page)
-            if not page or offset >= int(reply.body["total"]):
+            if not page or offset >= int(answer["total"]):
                 return found
+
+    def _listed(self, path: str, query: dict[str, str]) -> Json:
+        reply = self.probe.send("GET", path, query=query)
+        if reply.status != 200:
+            raise UnansweredError(f"GET {path}: {reply.said}")
+        return cast("Json", reply.body)
 
 
 @contextmanager
@@ -177,10 +186,11 @@ def scenario(run: Run, result: Result) -> Generator[None]:
     except FailedError:
         result.ended = True
     except HaltedError:
+        result.error = "broken off"
         raise
     except UnansweredError as error:
         result.error = str(error)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except Exception as error:  # noqa: BLE001 - a deployment may answer anything; the report must tell it
         result.error = f"an answer was not what the API promises: {type(error).__name__}: {error}"
     finally:
         result.seconds = time.monotonic() - began

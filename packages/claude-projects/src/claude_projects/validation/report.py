@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from claude_projects.validate_probe import percentile
+from claude_projects.validation.probe import percentile
 
-HELD, FAILED, SKIPPED = "held", "FAILED", "skipped"
+HELD, FAILED = "held", "FAILED"
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class Report:
     ended_at: str = ""
     times: dict[str, Any] = field(default_factory=dict[str, Any])
     results: list[Result] = field(default_factory=list[Result])
+    left_out: list[str] = field(default_factory=list[str])
     latencies: list[Latency] = field(default_factory=list[Latency])
     requests: int = 0
     throttled: int = 0
@@ -87,16 +88,23 @@ class Report:
 
     @property
     def held(self) -> bool:
-        """Whether everything was looked at and held."""
-        return not self.interrupted and bool(self.results) and all(one.held for one in self.results)
+        """Whether everything that was to be looked at was, and held."""
+        return not self.interrupted and bool(self.results) and not self._failed
+
+    @property
+    def _failed(self) -> list[str]:
+        failed = [one.name for one in self.results if not one.held]
+        # A scenario that was not chosen cannot be red, but a latency that was measured on the way can.
+        return failed or [f"p95 of {one.name}" for one in self.latencies if not one.held]
 
     @property
     def verdict(self) -> str:
         """One sentence."""
-        failed = [one.name for one in self.results if not one.held]
         if self.interrupted:
             return "Broken off: this is no verdict on the deployment."
-        return "All scenarios held." if self.held else f"Did not hold: {', '.join(failed)}."
+        if not self.held:
+            return f"Did not hold: {', '.join(self._failed)}."
+        return f"Held; not looked at: {', '.join(self.left_out)}." if self.left_out else "All scenarios held."
 
     def as_json(self) -> str:
         """For programs."""
@@ -110,6 +118,7 @@ class Report:
             "started_at": self.started_at,
             "ended_at": self.ended_at,
             "interrupted": self.interrupted,
+            "left_out": self.left_out,
             "times": self.times,
             "requests": self.requests,
             "throttled": self.throttled,
