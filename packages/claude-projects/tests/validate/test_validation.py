@@ -1,16 +1,20 @@
 """`claude-projects validate` is green against a healthy server, and red in the right place otherwise."""
 
 import json
+import re
 import signal
 import subprocess
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 from validate_harness import FORGETFUL, IMPATIENT, SLOW, Deployment, Validated, command, environment
 
+from claude_projects.cli import app
 from claude_projects.validation.command import _BreakingOff
 from claude_projects.validation.probe import Probe, percentile
+from claude_projects.validation.run import Run, Times
 from client_harness.server import KEY
 from client_harness.waiting import until
 from client_harness.wire import Fault, Wire
@@ -168,21 +172,21 @@ def test_a_second_signal_leaves_the_rest_and_says_how_to_delete_it(
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, f"{out} {err}"
-    report = json.loads((tmp_path / "report.json").read_text())
-    project = report["project_id"]
-    assert f"claude-projects validate --clean-up {project}" in err
-    assert _left_behind(healthy.deployment, project) > 0
-    assert _run("validate", *_address(healthy.deployment), "--clean-up", project).returncode == 0
-    assert _left_behind(healthy.deployment, project) == 0
+    said = re.search(r"Not all was deleted; try: claude-projects (.*)", err)
+    assert said, err
+    line = said[1].split()
+    assert _left_behind(healthy.deployment, line[-1]) > 0
+    assert _run(*line, "--api-key", KEY).returncode == 0
+    assert _left_behind(healthy.deployment, line[-1]) == 0
 
 
-def test_a_signal_during_the_clean_up_does_not_end_it_but_a_second_one_does() -> None:
+def test_a_signal_during_the_clean_up_does_not_end_it() -> None:
     with closing(Probe("http://127.0.0.1:1", None)) as probe:
-        breaking = _BreakingOff(probe, cleaning=True)
+        breaking = _BreakingOff(Run(probe, Times()))
+        breaking.begin_to_clean()
         breaking(signal.SIGINT, None)
+        assert breaking.asked
         assert not probe.halt.is_set()
-        with pytest.raises(KeyboardInterrupt):
-            breaking(signal.SIGINT, None)
 
 
 def test_what_a_killed_validation_left_is_cleaned_up_by_its_project(
@@ -197,11 +201,20 @@ def test_what_a_killed_validation_left_is_cleaned_up_by_its_project(
     assert _left_behind(healthy.deployment, project) == 0
 
 
-@pytest.mark.parametrize("project", ["my-project", "validation-", "validation-of-my-own"])
-def test_other_projects_cannot_be_cleaned_up(healthy: Validated, project: str) -> None:
-    done = _run("validate", *_address(healthy.deployment), "--clean-up", project)
-    assert done.returncode == 2
-    assert "no project of a validation" in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--clean-up", "my-project"), "is no project of a validation"),
+        (("--clean-up", "validation-"), "is no project of a validation"),
+        (("--clean-up", "validation-of-my-own"), "is no project of a validation"),
+        (("--scenario", "nonsense"), "no nonsense; there are authentication, "),
+        (("--json", "/nonexistent/report.json"), "cannot be written"),
+    ],
+)
+def test_a_wrong_command_line_is_told_before_anything_is_done(arguments: tuple[str, str], said: str) -> None:
+    done = CliRunner().invoke(app, ["validate", "--url", "http://127.0.0.1:1", *arguments])
+    assert done.exit_code == 2
+    assert said in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -209,9 +222,7 @@ def test_other_projects_cannot_be_cleaned_up(healthy: Validated, project: str) -
     [
         (("--url", "http://127.0.0.1:9"), 3),
         (("--api-key", "5f1a6f0e-8f3c-4a5d-9d52-3c7a1b2c4d5e"), 4),
-        (("--scenario", "nonsense"), 2),
         (("--watch", "sometimes"), 2),
-        (("--json", "/nonexistent/report.json"), 2),
     ],
 )
 def test_what_cannot_begin_says_why(healthy: Validated, arguments: tuple[str, str], code: int) -> None:

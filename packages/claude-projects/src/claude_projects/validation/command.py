@@ -1,5 +1,6 @@
 """The command line of ``claude-projects validate``, its progress, and what Ctrl-C does to it."""
 
+import _thread
 import os
 import signal
 import sys
@@ -70,19 +71,35 @@ class _BreakingOff:
     nothing is created behind the clean-up's back. It does not end the clean-up; only a second one does that.
     """
 
-    probe: Probe
+    run: Run
     asked: bool = False
+    halting: bool = False
     cleaning: bool = False
 
     def __call__(self, _signal: int, _frame: object) -> None:
+        # It runs between any two steps of the main thread, so it must take no lock that this one may hold,
+        # and raise nothing: hence the file descriptor, the thread, and the exit.
         if self.asked:
-            raise KeyboardInterrupt
+            self._say(f"Not all was deleted; try: {_clean_up_command(self.run)}")
+            os._exit(Exit.INTERRUPTED)
         self.asked = True
         if not self.cleaning:
-            self.probe.halt.set()
+            self.halting = True
+            _thread.start_new_thread(self.run.probe.halt.set, ())
         what = "Cleaning up" if self.cleaning else "Broken off; cleaning up"
-        with suppress(OSError):  # not through the console, which the signal may have interrupted
-            os.write(2, f"\n{what}. A second Ctrl-C leaves the rest behind.\n".encode())
+        self._say(f"{what}. A second Ctrl-C leaves the rest behind.")
+
+    def _say(self, text: str) -> None:
+        show_cursor = "\x1b[?25h" if _err.is_terminal else ""
+        with suppress(OSError):  # the terminal may be gone
+            os.write(2, f"{show_cursor}\n{text}\n".encode())
+
+    def begin_to_clean(self) -> None:
+        """From here on a first signal is one during the clean-up, which goes on."""
+        self.cleaning = True
+        if self.halting:
+            self.run.probe.halt.wait()
+        self.run.probe.halt.clear()
 
 
 def command(
@@ -206,10 +223,9 @@ def command(
 
 
 def _play(run: Run, report: Report, narrator: _Narrator) -> None:
-    breaking = _BreakingOff(run.probe)
+    breaking = _BreakingOff(run)
     _on_signals(breaking)
     names = [name for name in SCENARIOS if name not in report.left_out]
-    leave = False
     try:
         for number, name in enumerate(names, 1):
             one = SCENARIOS[name]
@@ -218,19 +234,12 @@ def _play(run: Run, report: Report, narrator: _Narrator) -> None:
             with narrator.doing(f"{number} of {len(names)}: {one.title}"), scenario(run, result):
                 one.play(run)
             narrator.say(f"  {HELD if result.held else FAILED:<7} {name} ({result.seconds:.1f} s)")
-            run.probe.halt.clear()  # the load halts what is left of it when one of its sessions has failed
-            if breaking.asked:
-                report.interrupted = True
-                break
     except HaltedError:
-        report.interrupted = True
-    except KeyboardInterrupt:
-        report.interrupted = leave = True
+        pass
     finally:
-        # From here on a first signal is one during the clean-up, which goes on.
-        breaking.cleaning = True
-        run.probe.halt.clear()
-        report.results.append(_cleaned(run, narrator, leave=leave))
+        breaking.begin_to_clean()
+        report.interrupted = breaking.halting
+        report.results.append(_cleaned(run, narrator))
         report.latencies = latencies(run)
         probe = run.probe
         report.requests, report.throttled, report.waited_seconds = (
@@ -241,19 +250,18 @@ def _play(run: Run, report: Report, narrator: _Narrator) -> None:
         report.ended_at = _now()
 
 
-def _cleaned(run: Run, narrator: _Narrator, *, leave: bool) -> Result:
+def _cleaned(run: Run, narrator: _Narrator) -> Result:
     result = Result("clean-up", "Nothing of the validation is left", "4.4.f")
-    try:
-        if leave:
-            raise KeyboardInterrupt  # noqa: TRY301 - it came a moment ago, before the clean-up began
-        with narrator.doing("Cleaning up"), scenario(run, result):
-            for kind, left in run.clean_up().items():
-                run.tell(left == 0, f"no {kind} of the validation is left", left)
-    except KeyboardInterrupt:
-        result.error = "broken off"
+    with narrator.doing("Cleaning up"), scenario(run, result):
+        for kind, left in run.clean_up().items():
+            run.tell(left == 0, f"no {kind} of the validation is left", left)
     if not result.held:
-        narrator.say(f"Not all was deleted; try: claude-projects validate --clean-up {run.project_id}")
+        narrator.say(f"Not all was deleted; try: {_clean_up_command(run)}")
     return result
+
+
+def _clean_up_command(run: Run) -> str:
+    return f"claude-projects validate --url {run.probe.url} --clean-up {run.project_id}"
 
 
 def _clean_up_only(run: Run) -> int:

@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -306,17 +306,17 @@ def load(run: Run) -> None:
             run.note(f"a heartbeat every {slowest:.1f} s, because of the rate limit of {probe.limit}")
             interval = slowest
     # All begin together, so that the sessions do run at the same time.
-    gate = threading.Barrier(times.load_sessions)
+    gate, over = threading.Barrier(times.load_sessions), threading.Event()
     with ThreadPoolExecutor(times.load_sessions) as pool:
         pending: list[Future[int]] = [
-            pool.submit(_one_of_many, run, number, interval, gate) for number in range(times.load_sessions)
+            pool.submit(_one_of_many, run, number, interval, gate, over)
+            for number in range(times.load_sessions)
         ]
-        try:
-            beats = [one.result() for one in pending]
-        except BaseException:
-            gate.abort()
-            probe.halt.set()  # the pool waits for its threads, so they must not wait for anything
-            raise
+        first = wait(pending, return_when=FIRST_EXCEPTION).done
+        over.set()  # where one has failed, the others need not go on
+    for one in first:
+        one.result()
+    beats = [one.result() for one in pending]
     run.check(min(beats) >= 1, "every session has sent heartbeats", beats)
     states = [one["status"] for one in run.sessions() if "-load-" in one["machine_id"]]
     run.check(
@@ -330,7 +330,9 @@ def load(run: Run) -> None:
     )
 
 
-def _one_of_many(run: Run, number: int, interval: float, gate: threading.Barrier) -> int:
+def _one_of_many(
+    run: Run, number: int, interval: float, gate: threading.Barrier, over: threading.Event
+) -> int:
     probe: Probe = run.probe
     gate.wait(60)
     body = {"project_id": run.project_id, "machine_id": run.machine(f"load-{number}")}
@@ -343,9 +345,13 @@ def _one_of_many(run: Run, number: int, interval: float, gate: threading.Barrier
         if reply.status != 200:
             run.expect(reply, 200, f"heartbeat {beats + 1} of session {number + 1} of the load")
         beats += 1
-        if time.monotonic() + interval > ends_at:
+        next_at = time.monotonic() + interval
+        if next_at > ends_at:
             break
-        probe.pause(interval)
+        while not over.is_set() and (left := next_at - time.monotonic()) > 0:
+            probe.pause(min(left, 1.0))
+        if over.is_set():
+            break
     ended = probe.send("PATCH", path, {"status": "completed"}, measure=(LOAD,))
     run.expect(ended, 200, f"session {number + 1} of the load is completed")
     return beats
