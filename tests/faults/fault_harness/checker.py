@@ -1,0 +1,241 @@
+"""What the record of a round means: whether everything that a server has acknowledged is so, and stays so."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from datetime import datetime
+
+from fault_harness.clients import Work
+from fault_harness.history import Json, Operation
+from fault_harness.state import ENDED, LIVE, Document, State
+
+_SESSION = re.compile(r"/api/sessions/([0-9a-f-]{36})(?:/([a-z-]+))?$")
+_TASK = re.compile(r"/api/tasks/([0-9a-f-]{36})$")
+_REFUSED_WELL = {400, 404, 409, 503, 504}
+
+
+class Record:
+    """The operations of a round, sorted by what they are about."""
+
+    def __init__(self, operations: list[Operation]) -> None:
+        self.operations = operations
+        self.by_session: defaultdict[str, list[tuple[str, Operation]]] = defaultdict(list)
+        self.by_task: defaultdict[str, list[Operation]] = defaultdict(list)
+        self.deleted: dict[str, list[Operation]] = defaultdict(list)
+        self.recovered: defaultdict[str, list[Operation]] = defaultdict(list)
+        for one in operations:
+            if found := _SESSION.match(one.path):
+                action = found[2] or one.method
+                self.by_session[found[1]].append((action, one))
+                if action == "DELETE":
+                    self.deleted[found[1]].append(one)
+                if action == "recover":
+                    self.recovered[found[1]].append(one)
+            elif found := _TASK.match(one.path):
+                self.by_task[found[1]].append(one)
+
+
+def check(operations: list[Operation], state: State, works: list[Work]) -> list[str]:
+    """Every sentence that says how the history or the data at the end is wrong."""
+    record = Record(operations)
+    return [
+        sentence
+        for find in (_answers, _sessions_there, _tasks_there, _overtaken, _one_successor)
+        for sentence in find(record, state)
+    ] + [sentence for work in works for sentence in _orchestration(work, state)]
+
+
+def _answers(record: Record, _: State) -> Iterable[str]:
+    """A server may say no, and that its database is away; it may not say that it does not know itself."""
+    for one in record.operations:
+        if one.status is not None and not one.well and one.status not in _REFUSED_WELL:
+            yield f"{one} was answered with {one.status}: {one.answer}"
+
+
+def _sessions_there(record: Record, state: State) -> Iterable[str]:
+    """Acknowledged sessions, heartbeats, statuses and metadata are stored."""
+    for one in record.operations:
+        if one.well and one.method == "POST" and one.path == "/api/sessions":
+            yield from _there(record, state, one.answer["session_id"], one)
+    for session_id, operations in record.by_session.items():
+        session = state.sessions.get(session_id)
+        for action, one in operations:
+            if not one.well or action in {"GET", "health", "recovery-state"}:
+                continue
+            if action == "DELETE":
+                if session is not None:
+                    yield f"{one} was acknowledged, and the session is still there"
+                continue
+            if session is None:
+                yield from _there(record, state, session_id, one)
+                continue
+            if action == "heartbeat" and _time(one.answer["last_heartbeat"]) > session["last_heartbeat"]:
+                yield (
+                    f"{one} was acknowledged with last_heartbeat {one.answer['last_heartbeat']}; "
+                    f"stored is {session['last_heartbeat'].isoformat()}"
+                )
+            for key, value in _marks(one).items():
+                if session["metadata"].get(key) != value:
+                    yield f"{one} was acknowledged, and its metadata {key} is not stored"
+            if action in {"PATCH", "mark-failed", "mark-stalled"}:
+                yield from _happened(one, session, one.answer["status"])
+
+
+def _there(record: Record, state: State, session_id: str, one: Operation) -> Iterable[str]:
+    if session_id not in state.sessions and not record.deleted[session_id]:
+        yield f"{one} was acknowledged, and session {session_id} is not there, though nobody deleted it"
+
+
+def _marks(one: Operation) -> Json:
+    sent = one.body.get("metadata") if isinstance(one.body, dict) else None
+    return {key: value for key, value in (sent or {}).items() if key.startswith("mark-")}
+
+
+def _happened(one: Operation, document: Document, status: str) -> Iterable[str]:
+    """The status that an answer shows is one that the document has had."""
+    if status not in {event["to"] for event in document["events"]}:
+        yield f"{one} was acknowledged as {status}, which never happened to what is stored"
+
+
+def _tasks_there(record: Record, state: State) -> Iterable[str]:
+    """Acknowledged tasks are stored with every status that they were said to have; each was claimed once."""
+    for one in record.operations:
+        if one.well and one.method == "POST" and one.path == "/api/tasks":
+            if one.answer["task_id"] not in state.tasks and not record.deleted[one.answer["session_id"]]:
+                yield f"{one} was acknowledged, and task {one.answer['task_id']} is not there"
+    for task_id, operations in record.by_task.items():
+        task = state.tasks.get(task_id)
+        if task is None:
+            continue  # with its session: see above
+        at = Counter((event["to"], _text(event["at"])) for event in task["events"])
+        said = Counter(
+            (one.body["status"], one.answer["updated_at"])
+            for one in operations
+            if one.well and one.method == "PATCH" and "status" in one.body
+        )
+        for (status, when), count in said.items():
+            if at[status, when] < count:
+                yield (
+                    f"task {task_id} was acknowledged {count} times as {status} at {when}; stored is "
+                    f"{[(event['to'], _text(event['at'])) for event in task['events']]}"
+                )
+
+
+def _overtaken(record: Record, _: State) -> Iterable[str]:
+    """Who asks after the end of a session was acknowledged is not told that it lives: one owner at most."""
+    for session_id, operations in record.by_session.items():
+        over = min((at for kind, one in operations if (at := _ends(kind, one)) is not None), default=None)
+        fenced = min((at for kind, one in operations if (at := _fences(kind, one)) is not None), default=None)
+        for kind, one in operations:
+            if not one.well:
+                continue
+            if over is not None and one.asked > over and kind != "recover":
+                shown = one.answer.get("status") if isinstance(one.answer, dict) else None
+                if kind in {"heartbeat", "mark-stalled", "GET", "PATCH"} and shown in LIVE:
+                    yield f"{one} was answered with {shown} after the end of the session was acknowledged"
+            if fenced is not None and one.asked > fenced and kind == "heartbeat":
+                yield f"{one} was acknowledged after the session had been fenced off"
+    for task_id, operations in record.by_task.items():
+        for one in operations:
+            if one.well and one.body and one.body.get("status") == "in_progress":
+                ends = (
+                    at
+                    for kind, other in record.by_session[one.answer["session_id"]]
+                    if (at := _ends(kind, other)) is not None
+                )
+                if one.asked > min(ends, default=float("inf")):
+                    yield f"{one}: task {task_id} was claimed after its session had ended"
+
+
+def _ends(kind: str, one: Operation) -> float | None:
+    """When a session was acknowledged to have ended, by this."""
+    if not one.well or one.answered is None:
+        return None
+    if kind in {"recover", "DELETE"}:
+        return one.answered
+    shown = one.answer.get("status") if isinstance(one.answer, dict) else None
+    return one.answered if kind in {"GET", "PATCH", "mark-failed", "archive"} and shown in ENDED else None
+
+
+def _fences(kind: str, one: Operation) -> float | None:
+    cleared = isinstance(one.body, dict) and one.body.get("clear_machine_assignment") is True
+    return one.answered if one.well and kind == "prepare-recovery" and cleared else None
+
+
+def _one_successor(record: Record, state: State) -> Iterable[str]:
+    """Whoever recovered a session was given the same successor; it was made once, and is there."""
+    for session_id, operations in record.recovered.items():
+        well = [one for one in operations if one.well]
+        given = {one.answer["session_id"] for one in well}
+        if len(given) > 1:
+            yield f"session {session_id} was given {len(given)} successors: {sorted(given)}"
+        created = [one for one in well if one.status == 201]
+        if len(created) > 1:
+            yield f"the successor of session {session_id} was created {len(created)} times"
+        for successor in given:
+            yield from _there(record, state, successor, well[0])
+        original = state.sessions.get(session_id)
+        if given and original is not None and original.get("recovered_by") not in given:
+            yield f"session {session_id} names {original.get('recovered_by')}, acknowledged was {given}"
+
+
+def _orchestration(work: Work, state: State) -> Iterable[str]:
+    """Everything was done, recorded as done, and not done again without a reason."""
+    sessions = [one for one in state.sessions.values() if one["project_id"] == work.project]
+    ids = {one["session_id"] for one in sessions}
+    completed = [
+        task for task in state.tasks.values() if task["session_id"] in ids and task["status"] == "completed"
+    ]
+    names = {task["task_name"] for task in completed}
+    effects = work.effects()
+    for item in work.items:
+        if item not in names:
+            yield f"{work.project}: {item} is not recorded as completed"
+        if not any(what == "end" and name == item for what, name, *_ in effects):
+            yield f"{work.project}: {item} was never done"
+    if not any(one["status"] == "completed" and not one.get("recovered_by") for one in sessions):
+        yield f"{work.project}: no session is completed"
+    yield from _repetitions(work, effects, state, completed)
+
+
+def _repetitions(
+    work: Work, effects: list[tuple[str, str, str, str, float]], state: State, completed: list[Document]
+) -> Iterable[str]:
+    """One process does a piece of work once, and nobody does what the record already calls done."""
+    counted = Counter((name, attempt) for what, name, attempt, *_ in effects if what == "begin")
+    for (name, attempt), count in counted.items():
+        # An orchestrator of one's own may open several sessions in one process, a run opens one.
+        if work.kind == "run" and count > 1:
+            yield f"{work.project}: {attempt} did {name} {count} times"
+    done_in: dict[str, set[str]] = defaultdict(set)
+    for task in completed:
+        done_in[task["task_name"]].add(task["session_id"])
+    for what, name, attempt, session_id, at in effects:
+        before = _ancestors(session_id, state) & done_in[name]
+        if what == "begin" and before:
+            yield (
+                f"{work.project}: {attempt} began {name} at {at:.2f} for session {session_id}, "
+                f"though it was completed in {sorted(before)}, from which that session goes on"
+            )
+
+
+def _ancestors(session_id: str, state: State) -> set[str]:
+    found: set[str] = set()
+    session = state.sessions.get(session_id)
+    while session is not None and session.get("recovered_from"):
+        found.add(session["recovered_from"])
+        session = state.sessions.get(session["recovered_from"])
+    return found
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def _text(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+Check = Callable[[Record, State], Iterable[str]]

@@ -1,0 +1,203 @@
+"""One round: clients at work, faults for a while, then peace, and the check of what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import uuid
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fault_harness import checker, history
+from fault_harness.clients import Clients
+from fault_harness.cluster import Cluster
+from fault_harness.history import History
+from fault_harness.network import HARMS, Harm
+from fault_harness.schedule import Fault, Scene, schedule
+from fault_harness.state import State, wrong_steps, wrong_with
+from fault_harness.watcher import Watcher, whole_state
+
+SETTLE_SECONDS = 90.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How large a round is."""
+
+    seconds: float = 20.0
+    """For so long there are faults."""
+    servers: int = 2
+    raw: int = 1
+    callers: int = 8
+    """So many in each process of raw callers."""
+    pause: float = 0.1
+    """Of each caller between two requests, on average."""
+    sdk: tuple[str, ...] = ("sync", "async")
+    runs: int = 1
+    items: int = 5
+    """Of each orchestration."""
+    piece_seconds: float = 0.4
+    gap: float = 0.8
+    """Between two faults, on average; 0: there are none."""
+    cool_down: float = 3.0
+    """Of the circuit breaker; the product's own is 30 s."""
+    watch_every: float = 0.3
+    mutant: str = "none"
+
+
+@dataclass
+class Outcome:
+    """What a round has shown."""
+
+    seed: int
+    shape: Shape
+    faults: list[Fault]
+    path: Path
+    wrong: list[str] = field(default_factory=list[str])
+    figures: dict[str, object] = field(default_factory=dict[str, object])
+
+    def summary(self) -> str:
+        """For people."""
+        counted = Counter(fault.what for fault in self.faults)
+        said = ", ".join(f"{what} {count}" for what, count in sorted(counted.items()))
+        lines = [
+            f"round with seed {self.seed}: {self.shape.servers} servers, {len(self.faults)} faults ({said})",
+            "  " + ", ".join(f"{name} {value}" for name, value in self.figures.items()),
+            f"  {'nothing wrong' if not self.wrong else f'{len(self.wrong)} WRONG'}",
+            *(f"  - {sentence}" for sentence in self.wrong[:20]),
+        ]
+        return "\n".join(lines)
+
+
+async def play(cluster: Cluster, seed: int, shape: Shape, directory: Path) -> Outcome:
+    """Play a round; everything that it leaves is in `directory`."""
+    directory.mkdir(parents=True)
+    database = f"round-{seed}-{uuid.uuid4().hex[:8]}"
+    record = cluster.history = History(directory / "history.jsonl")
+    loop = asyncio.get_running_loop()
+    await cluster.start_servers(shape.servers, database, shape.mutant, shape.cool_down, directory)
+    async with cluster.watching_client() as client, Clients(cluster, directory, seed, f"w{seed}") as clients:
+        for number in range(shape.raw):
+            await clients.add_raw(f"raw-{number}", shape.callers, shape.pause)
+        for number, mode in enumerate(shape.sdk):
+            await clients.add_sdk(f"sdk-{number}", mode, shape.items)
+        for number in range(shape.runs):
+            await clients.add_run(f"run-{number}", shape.items, shape.piece_seconds)
+        scene = Scene(sorted(cluster.servers), clients.names, clients.names)
+        faults = schedule(seed, shape.seconds, scene, shape.gap) if shape.gap else []
+        outcome = Outcome(seed, shape, faults, directory)
+        watcher = Watcher(client, database, record)
+        watching = asyncio.create_task(watcher.watch(shape.watch_every))
+        began = loop.time()
+        await _inflict(cluster, clients, faults, shape.seconds, record)
+        await cluster.heal()
+        record.note("peace")
+        peace = loop.time()
+        outcome.wrong += await clients.settle(SETTLE_SECONDS)
+        settled = loop.time()
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await watcher.look()
+    outcome.wrong += await cluster.stop_servers()
+    with cluster.database_client() as direct:
+        state = await asyncio.to_thread(whole_state, direct, database)
+        await asyncio.to_thread(direct.drop_database, database)
+    cluster.history = None
+    record.close()
+    operations = history.operations(history.read(record.path))
+    outcome.wrong += await asyncio.to_thread(_judge, operations, state, clients, watcher)
+    answered = Counter(one.status for one in operations)
+    outcome.figures = {
+        "requests": len(operations),
+        "answers": dict(sorted((status or 0, count) for status, count in answered.items())),
+        "snapshots": watcher.snapshots,
+        "sessions": len(state.sessions),
+        "recoveries": sum(bool(one.get("recovered_from")) for one in state.sessions.values()),
+        "tasks": len(state.tasks),
+        "orchestrations": f"{sum(work.done for work in clients.works)}/{len(clients.works)}",
+        "attempts": sum(len(work.attempts) for work in clients.works),
+        "faults_s": round(peace - began, 1),
+        "settled_s": round(settled - peace, 1),
+    }
+    _keep(outcome, state, clients)
+    return outcome
+
+
+def _judge(
+    operations: list[history.Operation], state: State, clients: Clients, watcher: Watcher
+) -> list[str]:
+    wrong = [f"seen in a snapshot: {sentence}" for sentence in watcher.wrong]
+    wrong += wrong_with(state)
+    wrong += wrong_steps(state)
+    wrong += [
+        f"session {one} had ended and is {state.sessions[one]['status']}"
+        for one in watcher.ended & state.sessions.keys()
+        if state.sessions[one]["status"] not in {"completed", "failed"}
+    ]
+    return wrong + checker.check(operations, state, clients.works)
+
+
+def _keep(outcome: Outcome, state: State, clients: Clients) -> None:
+    """What is needed to understand a failure, beside the history."""
+    everything = {
+        "seed": outcome.seed,
+        "shape": vars(outcome.shape),
+        "wrong": outcome.wrong,
+        "faults": [str(fault) for fault in outcome.faults],
+        "figures": outcome.figures,
+        "attempts": [vars(one) for work in clients.works for one in work.attempts],
+        "state": {name: list(documents.values()) for name, documents in vars(state).items()},
+    }
+    (outcome.path / "round.json").write_text(json.dumps(everything, default=str, indent=1))
+
+
+async def _inflict(
+    cluster: Cluster, clients: Clients, faults: list[Fault], seconds: float, record: History
+) -> None:
+    """Let each fault happen at its time; returns when all are over."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+
+    async def one(fault: Fault) -> None:
+        await asyncio.sleep(began + fault.at - loop.time())
+        target = await cluster.place(fault.target)
+        source = await cluster.place(fault.source) if fault.source else ""
+        record.note("fault", what=fault.what, target=target, source=source, amount=fault.amount)
+        if target is None or source is None:
+            return  # nobody plays this role now
+        async with _during(cluster, clients, fault, target, source):
+            await asyncio.sleep(fault.seconds)
+        record.note("over", what=fault.what, target=target, source=source)
+
+    async with asyncio.TaskGroup() as group:
+        for fault in faults:
+            group.create_task(one(fault))
+        group.create_task(asyncio.sleep(seconds))
+
+
+@contextlib.asynccontextmanager
+async def _during(cluster: Cluster, clients: Clients, fault: Fault, target: str, source: str):  # noqa: ANN202
+    known = target.startswith("mongo") or target in cluster.servers or target in cluster.clients
+    if fault.what in HARMS:
+        harm = Harm(source, target, fault.what, float(fault.amount or 0))
+        cluster.network.begin(harm)
+        try:
+            yield
+        finally:
+            cluster.network.end(harm)
+    elif fault.what == "clock":
+        clients.set_clock(target, fault.amount)
+        yield
+    elif not known:
+        yield  # a client that has done its work
+    elif fault.what == "kill":
+        await asyncio.to_thread(cluster.kill, target)
+        yield
+        if target not in cluster.clients:
+            cluster.start(target)
+    else:
+        cluster.suspend(target)
+        yield
+        cluster.go_on(target)

@@ -1,0 +1,53 @@
+"""Looks at the stored data all the time, each time as of one moment, and says what is wrong in it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+from pymongo import AsyncMongoClient
+from pymongo.errors import PyMongoError
+
+from fault_harness.history import History
+from fault_harness.state import ENDED, Document, State, wrong_with
+
+_FIELDS = {"_id": 0, "events": 0, "beats": 0}
+
+
+class Watcher:
+    """What was seen in a round: how many snapshots, what was wrong, and who had ended."""
+
+    def __init__(self, client: AsyncMongoClient[Document], database: str, history: History) -> None:
+        self._client, self._database, self._history = client, database, history
+        self.snapshots = 0
+        self.wrong: list[str] = []
+        self.ended: set[str] = set()
+
+    async def look(self) -> None:
+        """Read everything in one snapshot; nothing happens where the database does not answer."""
+        with contextlib.suppress(PyMongoError):
+            async with self._client.start_session(snapshot=True) as session:
+                found = [
+                    await self._client[self._database][name].find({}, _FIELDS, session=session).to_list()
+                    for name in ("sessions", "tasks", "machines")
+                ]
+            state = State.of(*found)
+            self.snapshots += 1
+            self.ended |= {key for key, one in state.sessions.items() if one["status"] in ENDED}
+            for sentence in wrong_with(state):
+                if sentence not in self.wrong:
+                    self.wrong.append(sentence)
+                    self._history.note("wrong", snapshot=self.snapshots, sentence=sentence)
+
+    async def watch(self, pause: float) -> None:
+        """Look until cancelled."""
+        while True:
+            await self.look()
+            await asyncio.sleep(pause)
+
+
+def whole_state(client: Any, database: str) -> State:
+    """Everything as it is at the end, events included."""
+    data = client[database]
+    return State.of(data.sessions.find(), data.tasks.find(), data.machines.find())

@@ -1,0 +1,48 @@
+"""Rounds of random faults: `faults.py [--minutes M] [--seed N]`; `make faults` calls it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "packages/state-tracking-api/tests")]
+
+from fault_harness.cluster import Cluster
+from fault_harness.mutants import MUTANTS
+from fault_harness.rounds import Shape, play
+
+
+async def main() -> int:
+    """Play rounds until the time is over; the number of rounds in which something was wrong."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--seed", type=int, help="play the round of this seed, once")
+    parser.add_argument("--seconds", type=float, default=25.0)
+    parser.add_argument("--servers", type=int, default=0)
+    parser.add_argument("--mutant", choices=MUTANTS, default="none")
+    parser.add_argument("--keep", type=Path, default=Path("/tmp/fault-rounds"))
+    chosen = parser.parse_args()
+    deadline = time.monotonic() + chosen.minutes * 60
+    failed = 0
+    with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
+        async with Cluster(Path(scratch)) as cluster:
+            while True:
+                seed = chosen.seed if chosen.seed is not None else random.randrange(1 << 31)
+                servers = chosen.servers or 1 + seed % 3
+                shape = Shape(seconds=chosen.seconds, servers=servers, mutant=chosen.mutant)
+                directory = chosen.keep / f"{seed}-{time.strftime('%H%M%S')}"
+                outcome = await play(cluster, seed, shape, directory)
+                print(outcome.summary(), flush=True)
+                failed += bool(outcome.wrong)
+                if chosen.seed is not None or time.monotonic() > deadline:
+                    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(min(1, asyncio.run(main())))
