@@ -12,7 +12,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
+import pymongo
 from pymongo import AsyncMongoClient, MongoClient
+from pymongo.errors import PyMongoError
 
 from api_harness.replica_set import MEMBERS, ReplicaSet
 from api_harness.server import clean_environment, free_port
@@ -31,11 +33,13 @@ SETTINGS = {
     "REQUEST_TIMEOUT_MS": "6000",
     "RATE_LIMIT_PER_MINUTE": "1000000",
 }
+# Longer than a busy machine needs to answer a heartbeat, and shorter than a round.
+ELECTION_MS = 4000
 PARAMETERS = {
     # What a killed server had open in a transaction stays locked for this long; 60 by default, and a round
     # is to see the end of it.
     "transactionLifetimeLimitSeconds": "5",
-    "enableTestCommands": "1",
+    "enableTestCommands": "1",  # a mongod then introduces itself to whom it calls
 }
 
 
@@ -46,11 +50,10 @@ class Cluster:
         self.directory = directory
         self.key = str(uuid.uuid4())
         self.history: History | None = None
-        self.network = Network(self._place_of, lambda: self.history)
+        self.network = Network(self._introduced, lambda: self.history)
         self.servers: dict[str, Proc] = {}
         self.server_ports: dict[str, int] = {}
         self.clients: dict[str, Proc] = {}
-        self.network.pids = lambda: [*self._mongo_pids(), *(one.pid for one in self.servers.values())]
         self.suspended: set[str] = set()
 
     async def __aenter__(self) -> Self:
@@ -59,7 +62,12 @@ class Cluster:
             port: await self.network.listen(lambda place=place, port=port: [(place, port)])
             for port, place in self._ports.items()
         }
-        self.replica_set = ReplicaSet(self.directory / "mongo", advertised, PARAMETERS)
+        self.replica_set = ReplicaSet(
+            self.directory / "mongo", advertised, PARAMETERS, election_ms=ELECTION_MS
+        )
+        self._direct: dict[int, AsyncMongoClient[dict[str, Any]]] = {
+            port: AsyncMongoClient("127.0.0.1", port, directConnection=True) for port in self._ports
+        }
         try:
             await asyncio.to_thread(self.replica_set.initiate)
             await self.whole()
@@ -75,31 +83,43 @@ class Cluster:
         self.network.end()
         for proc in [*self.servers.values(), *self.clients.values()]:
             proc.kill()
+        for client in self._direct.values():
+            await client.close()
         await asyncio.to_thread(self.replica_set.stop)
         await self.network.close()
 
     # Places
 
-    def _mongo_pids(self) -> list[int]:
-        return [self.replica_set.pid(port) for port in self._ports]
-
-    def _place_of(self, pid: int) -> str | None:
-        for port, place in self._ports.items():
-            if self.replica_set.pid(port) == pid:
-                return place
-        return next((name for name, proc in self.servers.items() if proc.pid == pid), None)
+    def _introduced(self, name: str) -> str | None:
+        """Who somebody is that has introduced himself to a mongod."""
+        port = name.rpartition(":")[2]
+        return self._ports.get(int(port)) if port.isdigit() else name if name in self.servers else None
 
     async def place(self, role: str) -> str | None:
         """Who is meant by a role: `primary` and `secondary` are found out, the rest are names already."""
         if role not in {"primary", "secondary"}:
             return role
-        primary = await asyncio.to_thread(self.replica_set.primary)
-        if role == "primary":
-            return None if primary is None else self._ports[primary]
-        return next((place for port, place in self._ports.items() if port != primary and self._up(port)), None)
+        said = await self._members()
+        if role == "secondary":
+            return next((place for place, one in said.items() if one and one["secondary"]), None)
+        # One that was suspended may still believe that it is the primary; the last one elected is right.
+        primaries = {place: one for place, one in said.items() if one and one["isWritablePrimary"]}
+        return max(primaries, key=lambda place: primaries[place]["electionId"], default=None)
 
-    def _up(self, port: int) -> bool:
-        return self.replica_set.runs(port) and self._ports[port] not in self.suspended
+    async def _members(self, seconds: float = 2.0) -> dict[str, dict[str, Any] | None]:
+        """What every member says about itself; None where it does not answer."""
+
+        async def ask(port: int) -> dict[str, Any] | None:
+            if not self.replica_set.runs(port) or self._ports[port] in self.suspended:
+                return None
+            try:
+                with pymongo.timeout(seconds):
+                    return await self._direct[port].admin.command("hello")
+            except PyMongoError:
+                return None
+
+        answers = await asyncio.gather(*(ask(port) for port in self._ports))
+        return dict(zip(self._ports.values(), answers, strict=True))
 
     # Servers
 
@@ -110,7 +130,6 @@ class Cluster:
         environment = clean_environment(
             SETTINGS
             | {
-                "MONGODB_URI": f"{self.uri}&serverSelectionTimeoutMS=2000",
                 "MONGODB_DATABASE": database,
                 "API_KEYS": f"faults={self.key}",
             }
@@ -120,9 +139,9 @@ class Cluster:
             port = free_port()
             command = [sys.executable, str(LAUNCHER), mutant, f"{cool_down:g}"]
             self.server_ports[name] = port
-            self.servers[name] = Proc(
-                name, command, environment | {"PORT": str(port)}, logs / f"{name}.log"
-            )
+            uri = f"{self.uri}&serverSelectionTimeoutMS=2000&appname={name}"
+            own = {"PORT": str(port), "MONGODB_URI": uri}
+            self.servers[name] = Proc(name, command, environment | own, logs / f"{name}.log")
             self.servers[name].start()
         await self.served()
 
@@ -211,15 +230,15 @@ class Cluster:
     async def whole(self, seconds: float = 90.0) -> None:
         """Wait until there is a primary and every other member follows it."""
 
-        def look() -> bool:
-            said = [self.replica_set.hello(port) for port in self._ports]
-            return all(one and (one["isWritablePrimary"] or one["secondary"]) for one in said) and any(
-                one and one["isWritablePrimary"] for one in said
-            )
-
-        async with asyncio.timeout(seconds):
-            while not await asyncio.to_thread(look):
-                await asyncio.sleep(0.1)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while True:
+            said = await self._members(10)
+            states = [one and (one["isWritablePrimary"], one["secondary"]) for one in said.values()]
+            if sorted(one or (False, False) for one in states) == [(False, True), (False, True), (True, False)]:
+                return
+            assert loop.time() < deadline, f"the replica set is not whole: {said}"
+            await asyncio.sleep(0.1)
 
     def _proc(self, place: str) -> Proc:
         return self.servers[place] if place in self.servers else self.clients[place]

@@ -1,9 +1,10 @@
 """The network between the processes: every connection passes here, and can be harmed here.
 
 A place is a process by name (`server-0`, `mongo-2`, `run-1`). The network has one listener for each way to a
-place. Who connects to it is known by the listener, where only one process has its address (a client's), or is
-found out from the kernel's tables, since a process of ours is at the other end: so what harms the way from
-one place to another leaves the same target's other callers alone.
+place. Who connects to it is known by the listener, where only one process has its address (a client's), or by
+the first message on the connection, where whoever calls a mongod introduces himself: the servers by the
+`appname` of their connection string, a mongod whose test commands are on by `hostInfo`. So what harms the way
+from one place to another leaves the same target's other callers alone.
 
 What can happen to a way:
 
@@ -19,17 +20,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path
 from typing import Any
 
 from fault_harness.history import History, Tap
 
 HARMS = ("cut", "hang", "slow", "deaf", "half_open", "half_closed")
+# As BSON has them: a document's field with a string for its value.
+_HOST_INFO = re.compile(rb"\x02hostInfo\x00.{4}([^\x00]+)\x00", re.DOTALL)
+_APPLICATION = re.compile(rb"\x03application\x00.{4}\x02name\x00.{4}([^\x00]+)\x00", re.DOTALL)
 _FORGETFUL = {"deaf", "half_open", "half_closed"}
 """A connection that has lived through one of these has lost bytes, and cannot go on."""
 
@@ -51,13 +55,12 @@ class Harm:
 class Network:
     """All listeners, the connections through them, and the present harms."""
 
-    def __init__(self, place_of: Callable[[int], str | None], history: Callable[[], History | None]) -> None:
-        self._place_of = place_of
+    def __init__(self, places: Callable[[str], str | None], history: Callable[[], History | None]) -> None:
+        self._places = places
         self._history = history
         self._harms: list[Harm] = []
         self._listeners: list[asyncio.Server] = []
         self.connections: set[Connection] = set()
-        self.pids: Callable[[], list[int]] = list
 
     async def listen(
         self,
@@ -110,35 +113,12 @@ class Network:
         history = self._history()
         return None if history is None else Tap(history, source, target)
 
-    def who(self, near: asyncio.Transport) -> str:
-        """The place of the process at the other end of a connection that we have accepted."""
-        peer, own = near.get_extra_info("peername")[1], near.get_extra_info("sockname")[1]
-        inode = _inode_of(peer, own)
-        for pid in self.pids() if inode else []:
-            if inode in _sockets_of(pid):
-                return self._place_of(pid) or "harness"
-        return "harness"
-
-
-def _inode_of(local: int, remote: int) -> str | None:
-    """The socket with these ports on the loopback address, as the kernel numbers it."""
-    ends = (f"0100007F:{local:04X}", f"0100007F:{remote:04X}")
-    for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
-        fields = line.split()
-        if (fields[1], fields[2]) == ends:
-            return fields[9]
-    return None
-
-
-def _sockets_of(pid: int) -> set[str]:
-    found: set[str] = set()
-    with contextlib.suppress(OSError):
-        for entry in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                link = str(entry.readlink())
-                if link.startswith("socket:["):
-                    found.add(link[8:-1])
-    return found
+    def who(self, first: bytes) -> str | None:
+        """The place that a first message comes from; None where the message is not complete yet."""
+        if len(first) < 4 or len(first) < int.from_bytes(first[:4], "little"):
+            return None
+        said = _HOST_INFO.search(first) or _APPLICATION.search(first)
+        return (said and self._places(said[1].decode("latin-1"))) or "harness"
 
 
 class _End(asyncio.Protocol):
@@ -208,10 +188,8 @@ class Connection:
 
     def _accepted(self) -> None:
         self._network.connections.add(self)
-        assert self.near.transport is not None
-        if self._source is None:
-            self._source = self._network.who(self.near.transport)
-        self._connecting = asyncio.get_running_loop().create_task(self._connect())
+        if self._source is not None:
+            self._connecting = asyncio.get_running_loop().create_task(self._connect())
 
     async def _connect(self) -> None:
         assert self._source is not None
@@ -245,6 +223,10 @@ class Connection:
     def _passes(self, data: bytes, *, inwards: bool) -> None:
         if inwards and not self._target:
             self._unsent.append(data)
+            if self._source is None:
+                self._source = self._network.who(b"".join(self._unsent))
+                if self._source is not None:
+                    self._connecting = asyncio.get_running_loop().create_task(self._connect())
             return
         harm = self._harm
         what = None if harm is None else harm.what

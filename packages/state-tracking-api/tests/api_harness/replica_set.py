@@ -30,6 +30,7 @@ class ReplicaSet:
         advertised: the port under which everybody, the other members included, is to reach a member, where
             that is not its own: something may then stand between them.
         parameters: further `--setParameter` options.
+        election_ms: after so much silence of the primary another one is elected.
     """
 
     def __init__(
@@ -37,9 +38,11 @@ class ReplicaSet:
         directory: Path,
         advertised: Mapping[int, int] | None = None,
         parameters: Mapping[str, str] | None = None,
+        election_ms: int = ELECTION_MS,
     ) -> None:
         self._directory = directory
         self.ports = list(advertised) if advertised else [free_port() for _ in range(MEMBERS)]
+        self._election_ms = election_ms
         self._advertised = advertised or {port: port for port in self.ports}
         # Without the first a signalled shutdown waits 15 seconds for clients to find another node.
         self._parameters = {"shutdownTimeoutMillisForSignaledShutdown": "0", **(parameters or {})}
@@ -79,6 +82,7 @@ class ReplicaSet:
 
     def initiate(self) -> None:
         """Make a replica set of them, and wait for its primary."""
+        wait_until(lambda: all(self.hello(port) for port in self.ports), "every member answers", 60)
         with MongoClient[dict[str, Any]](
             "127.0.0.1", self.ports[0], directConnection=True, serverSelectionTimeoutMS=30_000
         ) as client:
@@ -87,7 +91,7 @@ class ReplicaSet:
             ]
             client.admin.command(
                 "replSetInitiate",
-                {"_id": NAME, "members": members, "settings": {"electionTimeoutMillis": ELECTION_MS}},
+                {"_id": NAME, "members": members, "settings": {"electionTimeoutMillis": self._election_ms}},
             )
         wait_until(lambda: self.primary() is not None, "a primary is elected", 60)
 
