@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,15 +29,15 @@ class History:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8", buffering=1)
         self._operations = 0
-        self.entries = 0
+        self.heard: Counter[str] = Counter()
+        """How many requests each client has sent."""
 
     def note(self, kind: str, **said: Any) -> None:
         """Append an entry."""
         entry = {"t": round(clock(), 4), "kind": kind, **said}
         self._file.write(json.dumps(entry, default=str) + "\n")
-        self.entries += 1
 
     def next_operation(self) -> int:
         """A number for a request and its answer."""
@@ -113,6 +114,7 @@ class Tap:
         for first, body in self._requests.take(data):
             method, path, _ = first.split(" ", 2)
             operation = self._history.next_operation()
+            self._history.heard[self._who["client"]] += 1
             self._waiting.append(operation)
             self._history.note("ask", op=operation, **self._who, method=method, path=path, body=body)
 

@@ -15,6 +15,7 @@ from fault_harness.clients import Clients
 from fault_harness.cluster import Cluster
 from fault_harness.history import History
 from fault_harness.network import HARMS, Harm
+from fault_harness.processes import until
 from fault_harness.schedule import Fault, Scene, schedule
 from fault_harness.state import State, wrong_steps, wrong_with
 from fault_harness.watcher import Watcher, whole_state
@@ -28,6 +29,8 @@ class Shape:
 
     seconds: float = 20.0
     """For so long there are faults."""
+    requests: int = 0
+    """The clients go on until there were so many, or until a snapshot was wrong; for a minute at most."""
     servers: int = 2
     raw: int = 1
     callers: int = 8
@@ -77,6 +80,7 @@ async def play(cluster: Cluster, seed: int, shape: Shape, directory: Path) -> Ou
     database = f"round-{seed}-{uuid.uuid4().hex[:8]}"
     record = cluster.history = History(directory / "history.jsonl")
     loop = asyncio.get_running_loop()
+    called = loop.time()
     await cluster.start_servers(shape.servers, database, shape.mutant, shape.cool_down, directory)
     async with cluster.watching_client() as client, Clients(cluster, directory, seed, f"w{seed}") as clients:
         for number in range(shape.raw):
@@ -90,15 +94,19 @@ async def play(cluster: Cluster, seed: int, shape: Shape, directory: Path) -> Ou
         outcome = Outcome(seed, shape, faults, directory)
         watcher = Watcher(client, database, record)
         watching = asyncio.create_task(watcher.watch(shape.watch_every))
+        expected = {name for name in clients.names if not name.endswith("-there")}
+        await until(lambda: expected <= record.heard.keys(), "every client has said something", 90)
         began = loop.time()
         await _inflict(cluster, clients, faults, shape.seconds, record)
+        with contextlib.suppress(AssertionError):  # a busy machine; fewer will do
+            await until(lambda: bool(watcher.wrong) or record.heard.total() >= shape.requests, "requests", 60)
         await cluster.heal()
         record.note("peace")
         peace = loop.time()
         outcome.wrong += await clients.settle(SETTLE_SECONDS)
         settled = loop.time()
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        watcher.stop.set()
+        await watching
         await watcher.look()
     outcome.wrong += await cluster.stop_servers()
     with cluster.database_client() as direct:
@@ -118,6 +126,7 @@ async def play(cluster: Cluster, seed: int, shape: Shape, directory: Path) -> Ou
         "tasks": len(state.tasks),
         "orchestrations": f"{sum(work.done for work in clients.works)}/{len(clients.works)}",
         "attempts": sum(len(work.attempts) for work in clients.works),
+        "start_s": round(began - called, 1),
         "faults_s": round(peace - began, 1),
         "settled_s": round(settled - peace, 1),
     }

@@ -21,6 +21,7 @@ class Watcher:
     def __init__(self, client: AsyncMongoClient[Document], database: str, history: History) -> None:
         self._client, self._database, self._history = client, database, history
         self.snapshots = 0
+        self.stop = asyncio.Event()
         self.wrong: list[str] = []
         self.ended: set[str] = set()
 
@@ -41,10 +42,11 @@ class Watcher:
                     self._history.note("wrong", snapshot=self.snapshots, sentence=sentence)
 
     async def watch(self, pause: float) -> None:
-        """Look until cancelled."""
-        while True:
+        """Look until told to stop."""
+        while not self.stop.is_set():
             await self.look()
-            await asyncio.sleep(pause)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.stop.wait(), pause)
 
 
 def whole_state(client: Any, database: str) -> State:
