@@ -37,6 +37,8 @@ BEATS_KEPT = 60
 # Why a stalled session became active again, in its events; the false positives are counted by it.
 HEARTBEAT = "heartbeat"
 
+# What only grows.
+_TIMES = ("last_heartbeat", "updated_at")
 _BEATING = (SessionStatus.ACTIVE, SessionStatus.PAUSED)
 _ANY = tuple(SessionStatus)
 
@@ -185,10 +187,13 @@ async def heartbeat(
             raise transitions.fenced(session)
         merged = _merged(session, patch)
         condition: Document = {"session_id": session_id, "status": session["status"]}
-        update: Document = {"$set": {**fields, **merged}, "$push": {"beats": _beat(stamp.now)}}
+        update: Document = {
+            **_never_back({**fields, **merged}),
+            "$push": {"beats": _beat(stamp.now)},
+        }
         if session["status"] == SessionStatus.STALLED:
             update = {
-                "$set": {**revival, **merged},
+                **_never_back({**revival, **merged}),
                 "$push": {"beats": _beat(stamp.now), "events": pushed(happened)},
             }
         return await _write(storage, txn, condition, update)
@@ -200,6 +205,17 @@ async def heartbeat(
 
 def _beat(now: datetime) -> Document:
     return {"$each": [now], "$slice": -BEATS_KEPT}
+
+
+def _never_back(fields: Mapping[str, Any]) -> Document:
+    """An update that sets fields, the times among them only forwards.
+
+    A request can be held up between taking its time and being written (a server that is suspended, a retry of
+    the driver); another one may have been faster, and a session must not look more silent than it is.
+    """
+    times = {name: fields[name] for name in _TIMES if name in fields}
+    rest = {name: value for name, value in fields.items() if name not in times}
+    return ({"$max": times} if times else {}) | ({"$set": rest} if rest else {})
 
 
 async def _update_in_place(
@@ -221,7 +237,9 @@ async def _update_in_place(
         added["beats"] = _beat(fields["last_heartbeat"])
     if happened is not None:
         added["events"] = pushed(happened)
-    update: Any = {"$set": fields, "$push": added} if added else {"$set": fields}
+    update: Any = _never_back(fields)
+    if added:
+        update["$push"] = added
     if patch:
         if not metadata.fits_expression(patch):
             return None
@@ -239,7 +257,10 @@ def _as_pipeline(
 ) -> list[Document]:
     """The same update where metadata is merged, which only a pipeline can do; values are literals in it."""
     none: list[Any] = []
-    change: Document = {name: {"$literal": value} for name, value in fields.items()}
+    change: Document = {
+        name: {"$max": [f"${name}", value]} if name in _TIMES else {"$literal": value}
+        for name, value in fields.items()
+    }
     change["metadata"] = metadata.merge_expression(patch)
     change["metadata_bytes"] = {"$add": ["$metadata_bytes", size]}
     if "last_heartbeat" in fields:

@@ -71,7 +71,7 @@ def session_update(
     if to in ENDED:
         fields.setdefault("completed_at", stamp.now)
     if to == SessionStatus.ACTIVE:
-        fields.setdefault("last_heartbeat", stamp.now)
+        fields.setdefault("last_heartbeat", max(stamp.now, session["last_heartbeat"]))
     happened = event(stamp, session["status"], to, reason)
     if to == SessionStatus.STALLED:
         happened["silent_since"] = session["last_heartbeat"]
