@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -26,7 +27,7 @@ async def main() -> int:
     parser.add_argument("--seconds", type=float, default=25.0)
     parser.add_argument("--servers", type=int, default=0)
     parser.add_argument("--mutant", choices=MUTANTS, default="none")
-    parser.add_argument("--keep", type=Path, default=Path("/tmp/fault-rounds"))
+    parser.add_argument("--keep", type=Path, default=ROOT / ".cache/faults")
     chosen = parser.parse_args()
     deadline = time.monotonic() + chosen.minutes * 60
     failed = 0
@@ -39,7 +40,11 @@ async def main() -> int:
                 directory = chosen.keep / f"{seed}-{time.strftime('%H%M%S')}"
                 outcome = await play(cluster, seed, shape, directory)
                 print(outcome.summary(), flush=True)
-                failed += bool(outcome.wrong)
+                if outcome.wrong:
+                    failed += 1
+                    print(f"  kept in {directory}; again: make faults SEED={seed}", flush=True)
+                else:
+                    shutil.rmtree(directory)
                 if chosen.seed is not None or time.monotonic() > deadline:
                     return failed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import datetime
 
 from fault_harness.clients import Work
@@ -23,6 +23,7 @@ class Record:
         self.operations = operations
         self.by_session: defaultdict[str, list[tuple[str, Operation]]] = defaultdict(list)
         self.by_task: defaultdict[str, list[Operation]] = defaultdict(list)
+        self.deleted_tasks: set[str] = set()
         self.deleted: dict[str, list[Operation]] = defaultdict(list)
         self.recovered: defaultdict[str, list[Operation]] = defaultdict(list)
         for one in operations:
@@ -35,6 +36,8 @@ class Record:
                     self.recovered[found[1]].append(one)
             elif found := _TASK.match(one.path):
                 self.by_task[found[1]].append(one)
+                if one.method == "DELETE":
+                    self.deleted_tasks.add(found[1])
 
 
 def check(operations: list[Operation], state: State, works: list[Work]) -> list[str]:
@@ -42,7 +45,7 @@ def check(operations: list[Operation], state: State, works: list[Work]) -> list[
     record = Record(operations)
     return [
         sentence
-        for find in (_answers, _sessions_there, _tasks_there, _overtaken, _one_successor)
+        for find in (_answers, _sessions_there, _tasks_there, _overtaken, _forwards, _one_successor)
         for sentence in find(record, state)
     ] + [sentence for work in works for sentence in _orchestration(work, state)]
 
@@ -102,9 +105,11 @@ def _happened(one: Operation, document: Document, status: str) -> Iterable[str]:
 def _tasks_there(record: Record, state: State) -> Iterable[str]:
     """Acknowledged tasks are stored with every status that they were said to have; each was claimed once."""
     for one in record.operations:
-        if one.well and one.method == "POST" and one.path == "/api/tasks":
-            if one.answer["task_id"] not in state.tasks and not record.deleted[one.answer["session_id"]]:
-                yield f"{one} was acknowledged, and task {one.answer['task_id']} is not there"
+        if not one.well or (one.method, one.path) != ("POST", "/api/tasks"):
+            continue
+        task_id, deleted = one.answer["task_id"], record.deleted[one.answer["session_id"]]
+        if task_id not in state.tasks and task_id not in record.deleted_tasks and not deleted:
+            yield f"{one} was acknowledged, and task {task_id} is not there"
     for task_id, operations in record.by_task.items():
         task = state.tasks.get(task_id)
         if task is None:
@@ -125,7 +130,7 @@ def _tasks_there(record: Record, state: State) -> Iterable[str]:
 
 def _overtaken(record: Record, _: State) -> Iterable[str]:
     """Who asks after the end of a session was acknowledged is not told that it lives: one owner at most."""
-    for session_id, operations in record.by_session.items():
+    for operations in record.by_session.values():
         over = min((at for kind, one in operations if (at := _ends(kind, one)) is not None), default=None)
         fenced = min((at for kind, one in operations if (at := _fences(kind, one)) is not None), default=None)
         for kind, one in operations:
@@ -147,6 +152,21 @@ def _overtaken(record: Record, _: State) -> Iterable[str]:
                 )
                 if one.asked > min(ends, default=float("inf")):
                     yield f"{one}: task {task_id} was claimed after its session had ended"
+
+
+def _forwards(record: Record, _: State) -> Iterable[str]:
+    """Whoever asks after a heartbeat was acknowledged is not shown an earlier one."""
+    for session_id, operations in record.by_session.items():
+        shown = [
+            (one, one.answer["last_heartbeat"])
+            for _, one in operations
+            if one.well and isinstance(one.answer, dict) and one.answer.get("session_id") == session_id
+            if "last_heartbeat" in one.answer
+        ]
+        for one, beat in shown:
+            before = max((b for other, b in shown if (other.answered or one.asked) < one.asked), default="")
+            if beat < before:
+                yield f"{one} was shown last_heartbeat {beat}, after {before} was acknowledged"
 
 
 def _ends(kind: str, one: Operation) -> float | None:
@@ -188,7 +208,7 @@ def _orchestration(work: Work, state: State) -> Iterable[str]:
     completed = [
         task for task in state.tasks.values() if task["session_id"] in ids and task["status"] == "completed"
     ]
-    names = {task["task_name"] for task in completed}
+    names = {task["task_name"] for task in completed} | _listed(work, sessions)
     effects = work.effects()
     for item in work.items:
         if item not in names:
@@ -198,6 +218,12 @@ def _orchestration(work: Work, state: State) -> Iterable[str]:
     if not any(one["status"] == "completed" and not one.get("recovered_by") for one in sessions):
         yield f"{work.project}: no session is completed"
     yield from _repetitions(work, effects, state, completed)
+
+
+def _listed(work: Work, sessions: list[Document]) -> set[str]:
+    """What the plan in a session's metadata lists as done, for tasks of which that is the only record."""
+    plans = [one["metadata"].get("plan") or {} for one in sessions]
+    return {work.items[plan["digests"].index(digest)] for plan in plans for digest in plan.get("done", [])}
 
 
 def _repetitions(
@@ -236,6 +262,3 @@ def _time(text: str) -> datetime:
 
 def _text(moment: datetime) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-Check = Callable[[Record, State], Iterable[str]]

@@ -10,6 +10,7 @@ import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import httpx
 
@@ -20,7 +21,10 @@ from fault_harness.processes import Proc
 HERE = Path(__file__).parent
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 _COMMAND = """
-f() {{ read -r up _ < /proc/uptime; echo "$1 {name} $FAULTS_ATTEMPT ${{CLAUDE_PROJECTS_SESSION_ID:--}} $up" >> effects; }}
+f() {{
+    read -r up _ < /proc/uptime
+    echo "$1 {name} $FAULTS_ATTEMPT ${{CLAUDE_PROJECTS_SESSION_ID:--}} $up" >> effects
+}}
 f begin; sleep {seconds}; f end
 """
 
@@ -35,7 +39,6 @@ class Attempt:
     began: float
     ended: float | None = None
     code: int | None = None
-    suspended: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
 
 
 @dataclass
@@ -61,7 +64,6 @@ class Clients:
 
     def __init__(self, cluster: Cluster, directory: Path, seed: int, world: str) -> None:
         self._cluster, self._directory, self._world = cluster, directory, world
-        self._rng = random.Random(f"clients/{seed}")
         self._seed = seed
         self._tasks: list[asyncio.Task[None]] = []
         self._urls: dict[str, str] = {}
@@ -74,9 +76,7 @@ class Clients:
     async def _way(self, client: str) -> str:
         """The address under which a client finds the servers, one after another; its own."""
         if client not in self._urls:
-            port = await self._cluster.network.listen(
-                self._cluster.endpoints, source=client, tapped=True
-            )
+            port = await self._cluster.network.listen(self._cluster.endpoints, source=client, tapped=True)
             self._urls[client] = f"http://127.0.0.1:{port}"
         return self._urls[client]
 
@@ -105,9 +105,6 @@ class Clients:
         with contextlib.suppress(FileNotFoundError):
             self.clock_file(client).write_text(error)
 
-    def _supervise(self, client: str) -> None:
-        self.names.append(client)
-
     # Callers of plain HTTP
 
     async def add_raw(self, name: str, callers: int, pause: float) -> None:
@@ -115,14 +112,16 @@ class Clients:
         home = self._directory / name
         home.mkdir()
         url = await self._way(name)
-        self._supervise(name)
+        self.names.append(name)
 
         async def keep() -> None:
             starts = 0
             while not self._stopping:
                 command = [sys.executable, HERE / "raw.py", url, self._cluster.key]
                 command += [f"{self._seed}/{starts}", str(callers), str(pause), self._world]
-                proc = Proc(name, command, self._environment(name, home), self._directory / f"{name}.log", home)
+                proc = Proc(
+                    name, command, self._environment(name, home), self._directory / f"{name}.log", home
+                )
                 proc.start()
                 self._cluster.clients[name] = proc
                 starts += 1
@@ -144,7 +143,7 @@ class Clients:
         for role in ("first", "second"):
             client = f"{name}-{role}"
             url = await self._way(client)
-            self._supervise(client)
+            self.names.append(client)
             command = [sys.executable, HERE / "orchestrator.py", mode, url, self._cluster.key]
             command += [work.project, client, str(items), role]
             self._tasks.append(asyncio.create_task(self._keep_orchestrating(work, client, command)))
@@ -164,14 +163,14 @@ class Clients:
         work = self._work(name, "run", names)
         plan = work.home / "plan.toml"
         tasks = [
-            f'[[tasks]]\nname = "{one}"\ncommand = \'\'\'{_COMMAND.format(name=one, seconds=seconds)}\'\'\'\n'
+            f"[[tasks]]\nname = \"{one}\"\ncommand = '''{_COMMAND.format(name=one, seconds=seconds)}'''\n"
             for one in names
         ]
         plan.write_text(f'project_id = "{work.project}"\n\n' + "\n".join(tasks))
         machines = [f"{name}-here", f"{name}-there"]
         for client in machines:
             await self._way(client)
-            self._supervise(client)
+            self.names.append(client)
         self._tasks.append(asyncio.create_task(self._keep_running(work, machines, plan)))
 
     async def _keep_running(self, work: Work, machines: list[str], plan: Path) -> None:
@@ -258,7 +257,7 @@ class Clients:
 
     # The round
 
-    async def __aenter__(self) -> Clients:
+    async def __aenter__(self) -> Self:
         headers = {"X-API-Key": self._cluster.key}
         self._http = httpx.AsyncClient(headers=headers, timeout=3, trust_env=False)
         return self

@@ -229,13 +229,16 @@ class Cluster:
 
     async def whole(self, seconds: float = 90.0) -> None:
         """Wait until there is a primary and every other member follows it."""
-
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         while True:
             said = await self._members(10)
             states = [one and (one["isWritablePrimary"], one["secondary"]) for one in said.values()]
-            if sorted(one or (False, False) for one in states) == [(False, True), (False, True), (True, False)]:
+            if sorted(one or (False, False) for one in states) == [
+                (False, True),
+                (False, True),
+                (True, False),
+            ]:
                 return
             assert loop.time() < deadline, f"the replica set is not whole: {said}"
             await asyncio.sleep(0.1)

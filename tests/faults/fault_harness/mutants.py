@@ -1,4 +1,4 @@
-"""Bugs put in on purpose, to see that the harness finds them; each changes the server that runs in this process.
+"""Bugs put in on purpose, to see that the harness finds them; each changes the server of this process.
 
 Nothing of this is in the product. A mutant replaces one function of the real server before it serves.
 """
@@ -24,6 +24,7 @@ class _WithoutTransactions:
 
     async def transaction(self, work: Callable[[Any], Awaitable[Any]], contended: str | None = None) -> Any:
         """Just do it."""
+        del contended
         return await work(None)
 
 

@@ -140,6 +140,7 @@ class _End(asyncio.Protocol):
         self._heard(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        del exc
         self.open = False
         self._gone()
 
@@ -157,7 +158,9 @@ class _End(asyncio.Protocol):
         if self.open and self.transport is not None:
             linger = struct.pack("ii", 1, 0)
             with contextlib.suppress(OSError):
-                self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                self.transport.get_extra_info("socket").setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, linger
+                )
             self.transport.abort()
 
 

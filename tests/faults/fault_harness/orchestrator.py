@@ -1,7 +1,7 @@
-"""An orchestrator of somebody's own, on the SDK: `orchestrator.py sync|async URL KEY PROJECT MACHINE ITEMS ROLE`.
+"""An orchestrator on the SDK: `orchestrator.py sync|async URL KEY PROJECT MACHINE ITEMS ROLE`.
 
-It does ITEMS pieces of work for PROJECT and ends with exit code 0 when all of them are done. Started again, or
-beside another one on another machine, it goes on with what was left behind: it waits until the session is
+It does ITEMS pieces of work for PROJECT and ends with exit code 0 when all of them are done. Started again,
+or beside another one on another machine, it goes on with what was left behind: it waits until the session is
 stalled or has failed, recovers it, and does what is not completed yet. Only the `first` one begins a project,
 a `second` one waits for something to rescue. Each piece of work is written down in the file `effects` when it
 begins and when it is done, with the session for which that was.
@@ -143,7 +143,9 @@ async def work_async(client: AsyncClient, order: Order) -> bool:
             if item not in done:
                 async with session.task(item):
                     effect("begin", item, session.session)
-                    await asyncio.wait([asyncio.create_task(session.lost_event.wait())], timeout=PIECE_SECONDS)
+                    await asyncio.wait(
+                        [asyncio.create_task(session.lost_event.wait())], timeout=PIECE_SECONDS
+                    )
                     session.check()
                     effect("end", item, session.session)
     return False
@@ -167,7 +169,7 @@ def main() -> None:
                     if await work_async(client, order):
                         return
                 except ClaudeProjectsError as error:
-                    print(f"{type(error).__name__}: {error}", flush=True)
+                    sys.stdout.write(f"{type(error).__name__}: {error}\n")
                 await asyncio.sleep(LOOK_SECONDS)
 
     asyncio.run(all_of_it())
@@ -178,7 +180,7 @@ def trying(what: Callable[[], bool]) -> bool:
     try:
         return what()
     except ClaudeProjectsError as error:
-        print(f"{type(error).__name__}: {error}", flush=True)
+        sys.stdout.write(f"{type(error).__name__}: {error}\n")
         return False
 
 

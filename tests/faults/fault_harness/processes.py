@@ -90,7 +90,7 @@ class Proc:
         """Wait for its end for at most so many seconds; its exit code, None where it still runs."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self.runs:  # noqa: ASYNC110 - a poll with a deadline
+                while self.runs:
                     await asyncio.sleep(0.05)
         return self.code
 

@@ -7,7 +7,8 @@ import contextlib
 import json
 import uuid
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fault_harness import checker, history
@@ -49,6 +50,23 @@ class Shape:
     watch_every: float = 0.3
     mutant: str = "none"
 
+    @property
+    def orchestrations(self) -> int:
+        """How many there are."""
+        return len(self.sdk) + self.runs
+
+    def with_mutant(self, mutant: str) -> Shape:
+        """The same with a bug put in on purpose."""
+        return replace(self, mutant=mutant)
+
+
+SHORT = Shape(seconds=15, items=4)
+"""For `make test`."""
+QUICK = Shape(
+    seconds=1, requests=400, servers=1, callers=16, pause=0.05, sdk=(), runs=0, gap=0, watch_every=0.1
+)
+"""No faults and many callers in one place: for what comes of that alone."""
+
 
 @dataclass
 class Outcome:
@@ -76,7 +94,7 @@ class Outcome:
 
 async def play(cluster: Cluster, seed: int, shape: Shape, directory: Path) -> Outcome:
     """Play a round; everything that it leaves is in `directory`."""
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True)  # noqa: ASYNC240 - nothing else runs yet
     database = f"round-{seed}-{uuid.uuid4().hex[:8]}"
     record = cluster.history = History(directory / "history.jsonl")
     loop = asyncio.get_running_loop()
@@ -187,7 +205,9 @@ async def _inflict(
 
 
 @contextlib.asynccontextmanager
-async def _during(cluster: Cluster, clients: Clients, fault: Fault, target: str, source: str):  # noqa: ANN202
+async def _during(
+    cluster: Cluster, clients: Clients, fault: Fault, target: str, source: str
+) -> AsyncGenerator[None]:
     known = target.startswith("mongo") or target in cluster.servers or target in cluster.clients
     if fault.what in HARMS:
         harm = Harm(source, target, fault.what, float(fault.amount or 0))

@@ -1,7 +1,7 @@
 """What goes wrong, and when: a list of faults that a seed alone decides.
 
-A fault names roles (`primary`, `server-1`, `run-0`); who plays a role is found out when its time has come. So a
-seed always gives the same faults at the same times; what they hit in the flow of the processes cannot be
+A fault names roles (`primary`, `server-1`, `run-0`); who plays a role is found out when its time has come. So
+a seed always gives the same faults at the same times; what they hit in the flow of the processes cannot be
 repeated to the microsecond.
 """
 
@@ -26,7 +26,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Fault:
-    """`what` happens at `at` seconds for `seconds` to `target`, on the way from `source` where it is a network's.
+    """`what` happens at `at` seconds for `seconds` to `target`, or on the way there from `source`.
 
     `amount` is the delay of a slow network in seconds, or the error of a clock as libfaketime writes it.
     """

@@ -42,7 +42,9 @@ class State:
     machines: dict[str, Document]
 
     @classmethod
-    def of(cls, sessions: Iterable[Document], tasks: Iterable[Document], machines: Iterable[Document]) -> State:
+    def of(
+        cls, sessions: Iterable[Document], tasks: Iterable[Document], machines: Iterable[Document]
+    ) -> State:
         """From the collections' documents."""
         return cls(
             {one["session_id"]: one for one in sessions},
@@ -107,7 +109,7 @@ def _successors(state: State) -> Iterable[str]:
         if one.get("recovered_by") and one["status"] != "completed":
             yield f"session {one['session_id']} names a successor and is {one['status']}"
         if (one["status"] in ENDED) != (one.get("completed_at") is not None):
-            yield f"session {one['session_id']} is {one['status']} with completed_at {one.get('completed_at')}"
+            yield f"session {one['session_id']} is {one['status']}, completed_at {one.get('completed_at')}"
 
 
 def _tasks(state: State) -> Iterable[str]:
@@ -157,5 +159,7 @@ def wrong_steps(state: State) -> list[str]:
                 before = event["to"]
             else:
                 if before != document["status"]:
-                    wrong.append(f"{kind} {document[key]} is {document['status']}, its last event says {before}")
+                    wrong.append(
+                        f"{kind} {document[key]} is {document['status']}, its last event says {before}"
+                    )
     return wrong

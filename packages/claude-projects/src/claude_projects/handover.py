@@ -31,8 +31,10 @@ from claude_projects.exchange import Call, Retry, Steps, perform, perhaps_done
 from claude_projects.journal import Journals
 from claude_projects.models import Metadata, Page, Session, SessionHealth, Task
 from claude_projects.outline import (
+    Item,
     Outline,
     assign,
+    digests_of,
     done_by_plan,
     done_by_tasks,
     outline_of,
@@ -332,13 +334,18 @@ class Handover:
             )
         outline = self.outline
         self.run_id = run_of(session) or self.run_id
-        assigned = assign(outline, done | self._done_here(self.run_id), tasks)
+        here = self._done_here(self.run_id)
+        assigned = assign(outline, done | here, tasks)
         unknown = [item.index + 1 for item in outline.left() if item.definition is None]
         if unknown:
             raise NoPlanError(
                 f"session {session.session_id} does not say what its tasks {unknown} are: its process was "
                 "killed before it had recorded them; give the plan file: claude-projects resume --plan PLAN"
             )
+        told = done | digests_of(assigned.done)
+        for item in outline.items:
+            if item.digest in here - told:
+                yield from self._report_late(session, item)
         metadata: Metadata = {
             "run": {"id": self.run_id},
             "plan": outline.to_metadata(session.session_id),
@@ -350,6 +357,19 @@ class Handover:
         for task in assigned.useless:
             yield from perform(calls.delete_task(task.task_id), _RETRY)
         return session
+
+    def _report_late(self, session: Session, item: Item) -> Steps[None]:
+        """Record a task that was done here by a run that died before the API could be told."""
+        call = calls.create_task(
+            session_id=session.session_id,
+            project_id=session.project_id,
+            task_name=item.name,
+            github_issue_id=item.definition.github_issue_id if item.definition else None,
+            metadata=self.outline.task_metadata(item),
+        )
+        task = yield from perform(call, _RETRY)
+        late: Metadata = {"reported_late": True}
+        yield from perform(calls.update_task(task.task_id, status="completed", metadata=late), _RETRY)
 
     def _done_here(self, run_id: str) -> set[str]:
         journal = self._journals.find(self.outline.project_id, run_id)

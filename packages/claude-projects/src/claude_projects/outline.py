@@ -102,8 +102,12 @@ def definition_of(task: Task) -> Definition | None:
 
 def done_by_tasks(tasks: Iterable[Task]) -> set[str]:
     """The digests of the completed ones."""
-    definitions = [definition_of(task) for task in tasks if task.status == "completed"]
-    return {one.digest for one in definitions if one}
+    return digests_of(task for task in tasks if task.status == "completed")
+
+
+def digests_of(tasks: Iterable[Task]) -> set[str]:
+    """The digests of what these tasks stand for."""
+    return {one.digest for one in map(definition_of, tasks) if one}
 
 
 def outline_of(session: Session, tasks: Sequence[Task]) -> Outline | None:

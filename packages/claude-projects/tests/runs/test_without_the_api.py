@@ -10,6 +10,7 @@ from claude_projects.exits import Exit
 from client_harness.command import Machine
 from client_harness.server import KEY, Server, free_port
 from client_harness.waiting import until
+from client_harness.wire import Wire
 
 pytestmark = pytest.mark.slow
 
@@ -151,6 +152,39 @@ def test_what_was_done_while_the_api_was_away_is_not_done_again_after_a_crash(
     assert machine.effects() == ["one", "two-begins", "three-begins", "three-begins", "four"]
     with Client(frail.url, KEY) as client:
         assert sorted(completed(client, project)) == ["four", "one", "three", "two"]
+
+
+def test_what_a_run_did_without_the_api_and_took_to_its_grave_is_recorded_by_the_next_one(
+    frail: Server, machines: Machines, project: str
+) -> None:
+    wire = Wire(frail.port)
+    # The API goes away between the session and its tasks: not even their creation is recorded.
+    wire.on_request = lambda line: frail.kill() if line.startswith("POST /api/sessions ") else None
+    machine = machines(wire.url)
+    plan = machine.plan(two_gates(project))
+    try:
+        run = machine.start("run", plan)
+        machine.await_effect("two-begins")
+        machine.work.joinpath("go2").touch()
+        machine.await_effect("three-begins")
+        run.signal(signal.SIGKILL)
+        run.finish()
+        machine.work.joinpath("go3").touch()
+        wire.on_request = lambda _: None
+        frail.start()
+
+        again = machine.do("run", plan)
+    finally:
+        wire.close()
+
+    assert again.code == Exit.OK, again.err
+    assert machine.effects() == ["one", "two-begins", "three-begins", "three-begins", "four"]
+    with Client(frail.url, KEY) as client:
+        assert sorted(completed(client, project)) == ["four", "one", "three", "two"]
+        late = [
+            task for task in client.list_tasks(project_id=project).items if "reported_late" in task.metadata
+        ]
+        assert sorted(task.task_name for task in late) == ["one", "two"]
 
 
 def test_fresh_begins_anew_without_the_api_too(machines: Machines, project: str) -> None:

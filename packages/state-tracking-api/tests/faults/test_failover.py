@@ -9,9 +9,9 @@ import pytest
 from pymongo import MongoClient
 
 from api_harness.api import uuid4
+from api_harness.replica_set import three_nodes
 from api_harness.server import Server, run
 from api_harness.servers import Document
-from api_harness.replica_set import three_nodes
 from faults.traffic import callers, until
 
 
