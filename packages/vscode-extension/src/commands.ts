@@ -1,17 +1,20 @@
 /** The commands: what a person asks for, put to the modules that do it, and their refusals put into words. */
+import { existsSync } from "node:fs";
 import * as vscode from "vscode";
 import { type Api, ApiError } from "./api/client.js";
 import type { Credentials } from "./credentials.js";
 import type { Log } from "./log.js";
 import type { Orchestration } from "./orchestration/orchestration.js";
 import type { Orchestrations } from "./orchestration/orchestrations.js";
+import { titleOf } from "./orchestration/outline.js";
 import { Refusal } from "./orchestration/refusal.js";
 import type { Recovery } from "./orchestration/recovery.js";
 import type { Plan } from "./plan/plan.js";
 import type { Plans } from "./plan/plans.js";
 import { settings } from "./settings.js";
+import type { TaskRecord } from "./tracking/record.js";
 import type { FleetTree, Node } from "./views/tree.js";
-import { since, statusWord } from "./views/words.js";
+import { since, statusWord } from "./words.js";
 
 export interface CommandSurroundings {
   readonly orchestrations: Orchestrations;
@@ -25,8 +28,8 @@ export interface CommandSurroundings {
   readonly reconnect: () => void;
 }
 
-/** A session, from the tree's node or by its id. */
-type SessionArgument = Node | string | undefined;
+/** What a command is about where it was given in the tree. */
+type Subject = Node | undefined;
 
 const EXAMPLE_PLAN = `# The tasks of this plan are done one after another, and tracked: run “Claude Projects: Start Orchestration”.
 project_id = "my-project"
@@ -54,43 +57,47 @@ export function registerCommands(around: CommandSurroundings): vscode.Disposable
 
   const actions: Readonly<Record<string, (...args: never[]) => unknown>> = {
     start: (uri?: vscode.Uri) => start(around, uri),
-    pause: async () => {
-      const orchestration = await choose(orchestrations, "Pause", ({ state }) => state === "running");
+    pause: async (subject: Subject) => {
+      const orchestration = await choose(orchestrations, "Pause", ({ state }) => state === "running", subject);
       if (orchestration !== undefined) {
         await pause(orchestration);
       }
     },
-    resume: async () => {
+    resume: async (subject: Subject) => {
       const isResting = ({ state }: Orchestration): boolean => state === "paused" || state === "pausing";
       const left = orchestrations.leftBehind(workspaceFolders())[0];
       if (left !== undefined && !orchestrations.live.some(isResting)) {
         await recovery.continue(left);
         return;
       }
-      (await choose(orchestrations, "Resume", isResting))?.resume();
+      const orchestration = await choose(orchestrations, "Resume", isResting, subject);
+      if (orchestration !== undefined) {
+        orchestration.resume();
+        orchestrations.showTerminal(orchestration);
+      }
     },
-    stop: async () => {
-      const orchestration = await choose(orchestrations, "Stop", () => true);
+    stop: async (subject: Subject) => {
+      const orchestration = await choose(orchestrations, "Stop", () => true, subject);
       if (orchestration !== undefined) {
         await stop(orchestration);
       }
     },
-    recover: (argument: SessionArgument) => recover(around, argument),
+    recover: (argument: Subject | string) => recover(around, argument),
     openDashboard: () =>
       vscode.env.openExternal(vscode.Uri.parse(`${settings().apiUrl.replace(/\/+$/, "")}/dashboard`)),
     showLog: () => {
       channel.show();
     },
-    showTerminal: async () => {
-      const orchestration = await choose(orchestrations, "Watch", () => true);
+    showTerminal: async (subject: Subject) => {
+      const orchestration = await choose(orchestrations, "Watch", () => true, subject);
       if (orchestration !== undefined) {
         orchestrations.showTerminal(orchestration);
       }
     },
-    showTaskOutput: async () => {
-      const orchestration = await choose(orchestrations, "Read", () => true, orchestrations.all);
+    showTaskOutput: async (subject: Subject) => {
+      const orchestration = await choose(orchestrations, "Read", () => true, subject, orchestrations.all);
       if (orchestration !== undefined) {
-        await showTaskOutput(orchestration);
+        await showTaskOutput(orchestration, subject?.kind === "local-task" ? subject.task : undefined);
       }
     },
     setApiKey: async () => {
@@ -102,11 +109,14 @@ export function registerCommands(around: CommandSurroundings): vscode.Disposable
     createPlan: () => createPlan(),
     refresh: () => tree.refresh(),
     openSettings: () => openSettings(),
-    copySessionId: (node: Node) =>
-      node.kind === "session" ? vscode.env.clipboard.writeText(node.session.session_id) : undefined,
-    markFailed: async (node: Node) => {
-      if (node.kind === "session") {
-        await markFailed(around, node.session.session_id);
+    copySessionId: async (subject: Subject) => {
+      if (subject?.kind === "session") {
+        await vscode.env.clipboard.writeText(subject.session.session_id);
+      }
+    },
+    markFailed: async (subject: Subject) => {
+      if (subject?.kind === "session") {
+        await markFailed(around, subject.session.session_id);
       }
     },
     menu: () => menu(orchestrations),
@@ -281,22 +291,22 @@ async function stop(orchestration: Orchestration): Promise<void> {
   }
 }
 
-async function recover(around: CommandSurroundings, argument: SessionArgument, force = false): Promise<void> {
+async function recover(around: CommandSurroundings, argument: Subject | string, force = false): Promise<void> {
+  if (workspaceFolders().length === 0) {
+    throw new Refusal("Open the folder in which the tasks are to run first.");
+  }
+  if (!vscode.workspace.isTrusted) {
+    throw new Refusal("The tasks run commands on this machine: trust the workspace first.");
+  }
   const sessionId =
     typeof argument === "string"
       ? argument
       : argument?.kind === "session"
         ? argument.session.session_id
         : await pickAbandoned(around);
-  const workspace = workspaceFolders()[0];
-  if (sessionId === undefined) {
+  const workspace = sessionId === undefined ? undefined : await folderFor(around, sessionId);
+  if (sessionId === undefined || workspace === undefined) {
     return;
-  }
-  if (workspace === undefined) {
-    throw new Refusal("Open the folder in which the tasks are to run first.");
-  }
-  if (!vscode.workspace.isTrusted) {
-    throw new Refusal("The tasks run commands on this machine: trust the workspace first.");
   }
   try {
     const orchestration = await around.orchestrations.recover(sessionId, workspace, force);
@@ -317,6 +327,22 @@ async function recover(around: CommandSurroundings, argument: SessionArgument, f
   }
 }
 
+/** The folder of this window in which a session's tasks are to run: the one where they ran, else what a person says. */
+async function folderFor({ api }: CommandSurroundings, sessionId: string): Promise<string | undefined> {
+  const [first, ...others] = workspaceFolders();
+  if (others.length === 0) {
+    return first;
+  }
+  const { workspace } = (await api().session(sessionId)).metadata;
+  if (typeof workspace === "string" && workspaceFolders().includes(workspace)) {
+    return workspace;
+  }
+  const picked = await vscode.window.showWorkspaceFolderPick({
+    placeHolder: "The folder in which its tasks are to run",
+  });
+  return picked?.uri.fsPath;
+}
+
 async function pickAbandoned({ api, orchestrations }: CommandSurroundings): Promise<string | undefined> {
   const sessions = (
     await Promise.all((["stalled", "failed", "paused", "active"] as const).map((status) => api().sessions({ status })))
@@ -330,9 +356,9 @@ async function pickAbandoned({ api, orchestrations }: CommandSurroundings): Prom
   const picked = await vscode.window.showQuickPick(
     sessions.map((session) => ({
       id: session.session_id,
-      label: session.project_id,
+      label: titleOf(session),
       description: `${statusWord(session.status)} on ${session.machine_id}`,
-      detail: `Last heartbeat ${since(session.last_heartbeat)} ago · ${session.session_id}`,
+      detail: `${session.project_id} · last heartbeat ${since(session.last_heartbeat)} ago · ${session.session_id}`,
     })),
     { title: "Recover a Session", placeHolder: "The session to continue in this window", matchOnDetail: true },
   );
@@ -347,17 +373,26 @@ async function markFailed({ api, tree }: CommandSurroundings, sessionId: string)
   }
 }
 
-async function showTaskOutput(orchestration: Orchestration): Promise<void> {
-  const started = orchestration.run.tasks.filter(({ status }) => status !== "pending");
-  const picked =
-    started.length === 1
-      ? { task: started[0] }
-      : await vscode.window.showQuickPick(
-          started.map((task) => ({ task, label: task.name, description: statusWord(task.status) })),
-          { title: "Show a Task's Output" },
-        );
-  if (picked?.task !== undefined) {
-    await vscode.window.showTextDocument(vscode.Uri.file(orchestration.logFile(picked.task)), { preview: true });
+async function showTaskOutput(orchestration: Orchestration, chosen?: TaskRecord): Promise<void> {
+  const started = orchestration.run.tasks.filter((task) => existsSync(orchestration.logFile(task)));
+  if (started.length === 0 || (chosen !== undefined && !started.includes(chosen))) {
+    void vscode.window.showInformationMessage("There is no output: it has not begun on this machine yet.");
+    return;
+  }
+  // Of one that has failed, it is the failed task that is asked for.
+  const failed = started.filter(({ status }) => status === "failed");
+  const task =
+    chosen ??
+    (started.length === 1 || failed.length === 1
+      ? (failed[0] ?? started[0])
+      : (
+          await vscode.window.showQuickPick(
+            started.map((one) => ({ task: one, label: one.name, description: statusWord(one.status) })),
+            { title: "Show a Task's Output" },
+          )
+        )?.task);
+  if (task !== undefined) {
+    await vscode.window.showTextDocument(vscode.Uri.file(orchestration.logFile(task)), { preview: true });
   }
 }
 
@@ -413,9 +448,10 @@ async function choose(
   orchestrations: Orchestrations,
   verb: string,
   fits: (orchestration: Orchestration) => boolean,
+  subject: Subject,
   among = orchestrations.live,
 ): Promise<Orchestration | undefined> {
-  const candidates = among.filter(fits);
+  const candidates = among.filter((one) => fits(one) && isAbout(subject, one));
   if (candidates.length === 0) {
     void vscode.window.showInformationMessage(`There is no orchestration to ${verb.toLowerCase()} in this window.`);
   }
@@ -431,6 +467,19 @@ async function choose(
     { title: `${verb} an Orchestration` },
   );
   return picked?.orchestration;
+}
+
+/** Whether a command that was given in the tree is about this orchestration; one from the palette is about any. */
+function isAbout(subject: Subject, orchestration: Orchestration): boolean {
+  switch (subject?.kind) {
+    case "session":
+      return orchestration.run.sessionId === subject.session.session_id;
+    case "local":
+    case "local-task":
+      return orchestration === subject.orchestration;
+    default:
+      return true;
+  }
 }
 
 function report(error: unknown, log: Log): void {

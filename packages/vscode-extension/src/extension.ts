@@ -10,6 +10,7 @@ import { announce, machineId } from "./machine.js";
 import { announceNews } from "./news.js";
 import type { OrchestrationRecord } from "./orchestration/orchestration.js";
 import { Orchestrations } from "./orchestration/orchestrations.js";
+import { pruneOutput } from "./orchestration/output.js";
 import { Recovery } from "./orchestration/recovery.js";
 import { OrchestrationTerminal } from "./orchestration/terminal.js";
 import { Plans } from "./plan/plans.js";
@@ -29,6 +30,8 @@ export function activate(context: vscode.ExtensionContext): ClaudeProjects {
   const channel = vscode.window.createOutputChannel("Claude Projects", { log: true });
   const log = lasting(channel);
   const storage = context.globalStorageUri.fsPath;
+  const output = join(storage, "output");
+  pruneOutput(output);
   const credentials = new Credentials(context.secrets);
   const thisMachine = (): string => settings().machineId || machineId(storage);
 
@@ -46,7 +49,7 @@ export function activate(context: vscode.ExtensionContext): ClaudeProjects {
     api: currentApi,
     machineId: thisMachine,
     heartbeatMs: () => settings().heartbeatMs,
-    logDirectory: context.logUri.fsPath,
+    places: { output, guard: context.asAbsolutePath("dist/guard.cjs") },
     extensionVersion: (context.extension.packageJSON as { version: string }).version,
     editorVersion: vscode.version,
     log,

@@ -4,7 +4,7 @@
  * command with all that it has started. It is bundled by itself and imports nothing of VS Code.
  */
 import { spawn } from "node:child_process";
-import { endGroup, identify } from "./processes.js";
+import { endGroup, endLeftovers, identify } from "./processes.js";
 
 export interface Order {
   /** A program and its arguments, or a line for the shell. */
@@ -47,7 +47,10 @@ function carryOut({ command, stdin, cwd, environment }: Order): void {
     report({ kind: "error", message: error.message }, leave);
   });
   child.once("exit", (code, signal) => {
-    report({ kind: "exit", code, signal }, leave);
+    // First: the next task may build on what this one's stragglers are still writing.
+    void endLeftovers(child.pid ?? 0).then(() => {
+      report({ kind: "exit", code, signal }, leave);
+    });
   });
   if (child.pid !== undefined) {
     const identity = identify(child.pid);

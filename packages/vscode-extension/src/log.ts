@@ -1,6 +1,5 @@
 /** The part of VS Code's `LogOutputChannel` that the modules below the editor need. */
 export interface Log {
-  trace(message: string): void;
   debug(message: string): void;
   info(message: string): void;
   warn(message: string): void;
@@ -19,7 +18,6 @@ export function lasting(channel: Log): Log {
       }
     };
   return {
-    trace: attempt("trace"),
     debug: attempt("debug"),
     info: attempt("info"),
     warn: attempt("warn"),

@@ -15,7 +15,8 @@ export function announceNews(orchestrations: Orchestrations, askForKey: (error: 
     );
   });
 
-  orchestrations.on("ended", ({ run, reason }, state) => {
+  orchestrations.on("ended", (orchestration, state) => {
+    const { run, reason } = orchestration;
     if (state === "replaced") {
       void offer(
         vscode.window.showWarningMessage(
@@ -39,7 +40,7 @@ export function announceNews(orchestrations: Orchestrations, askForKey: (error: 
       if (answer === tryAgain) {
         await vscode.commands.executeCommand("claudeProjects.recover", run.sessionId);
       } else if (answer !== undefined) {
-        await vscode.commands.executeCommand("claudeProjects.showTaskOutput");
+        await vscode.commands.executeCommand("claudeProjects.showTaskOutput", { kind: "local", orchestration });
       }
     })();
   });

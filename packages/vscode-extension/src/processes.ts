@@ -83,6 +83,28 @@ export async function endGroup(identity: ProcessIdentity, graceMs = 3_000): Prom
   signalGroup(identity.pid, "SIGKILL");
 }
 
+/** Ends what a finished command has left in its group; what left the group, as a daemon does, was meant to stay. */
+export async function endLeftovers(pid: number, graceMs = 1_000): Promise<void> {
+  if (process.platform === "win32" || !groupLives(pid)) {
+    return;
+  }
+  signalGroup(pid, "SIGTERM");
+  const deadline = Date.now() + graceMs;
+  while (groupLives(pid) && Date.now() < deadline) {
+    await delay(20);
+  }
+  signalGroup(pid, "SIGKILL");
+}
+
+function groupLives(pid: number): boolean {
+  try {
+    process.kill(-pid, 0);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 /** Signals a process group that was started with `detached: true`; on Windows, where there are none, the tree. */
 export function signalGroup(pid: number, signal: NodeJS.Signals): void {
   try {

@@ -12,6 +12,7 @@
 import { randomUUID } from "node:crypto";
 import type { Event } from "vscode";
 import type { TrackedSession } from "../claude-projects.js";
+import { GOODBYE } from "./orchestration/outline.js";
 import type { RunRecord } from "./tracking/record.js";
 import type { Tracker } from "./tracking/tracker.js";
 
@@ -25,11 +26,13 @@ export function trackedSession(tracker: Tracker, onDidReplace: Event<string>): T
   const end = async (status: "completed" | "failed", message?: string): Promise<boolean> => {
     tracker.update(() => {
       run.status = status;
+      run.news = GOODBYE;
       if (message !== undefined) {
         run.errorMessage = message;
       }
     });
-    return await tracker.settle(PATIENCE_MS);
+    await tracker.settle(PATIENCE_MS);
+    return run.closed === "reported";
   };
   return {
     get id() {

@@ -150,7 +150,8 @@ def _program(plan: Plan, path: Path) -> Program:
             raise PlanError(
                 f"{path}: task {number} ({task.name!r}) holds a NUL character, which no program takes"
             )
-        size = len(json.dumps(definition.to_metadata()))
+        # In UTF-8, as the API counts.
+        size = len(json.dumps(definition.to_metadata(), ensure_ascii=False, separators=(",", ":")).encode())
         if size > _LARGEST_DEFINITION:
             raise PlanError(
                 f"{path}: task {number} ({task.name!r}) takes {size} bytes, more than {_LARGEST_DEFINITION}; "

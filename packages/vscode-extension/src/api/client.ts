@@ -5,6 +5,7 @@ import type { components, paths } from "./schema.js";
 export type Session = components["schemas"]["Session"];
 export type Task = components["schemas"]["Task"];
 export type Machine = components["schemas"]["Machine"];
+export type SessionHealth = components["schemas"]["SessionHealth"];
 export type StalledSession = components["schemas"]["StalledSession"];
 
 export type CreateSession = components["schemas"]["CreateSession"];
@@ -104,6 +105,10 @@ export class Api {
     return (await this.ask(this.client.GET("/api/sessions/stalled"))).stalled_sessions;
   }
 
+  health(session_id: string): Promise<SessionHealth> {
+    return this.ask(this.client.GET("/api/sessions/{session_id}/health", { params: { path: { session_id } } }));
+  }
+
   patchSession(session_id: string, body: PatchSession): Promise<Session> {
     return this.ask(this.client.PATCH("/api/sessions/{session_id}", { params: { path: { session_id } }, body }));
   }
@@ -117,11 +122,11 @@ export class Api {
     );
   }
 
-  markFailed(session_id: string, error_message: string): Promise<Session> {
+  markFailed(session_id: string, error_message: string, metadata: Record<string, unknown> = {}): Promise<Session> {
     return this.ask(
       this.client.POST("/api/sessions/{session_id}/mark-failed", {
         params: { path: { session_id } },
-        body: { error_message },
+        body: { error_message, metadata },
       }),
     );
   }

@@ -4,7 +4,7 @@
  */
 import { fork } from "node:child_process";
 import { createWriteStream, mkdirSync } from "node:fs";
-import { dirname, join } from "node:path";
+import { dirname } from "node:path";
 import type { Order, Report } from "../guard.js";
 import type { Command, TaskDefinition } from "../plan/plan.js";
 import { type ProcessIdentity, endGroup, identify, signalGroup } from "../processes.js";
@@ -13,18 +13,28 @@ export interface Exit {
   readonly code: number | null;
   readonly signal: string | null;
   readonly timedOut: boolean;
+  /** It was interrupted or ended from here, and so did not end by itself, whatever its exit code. */
+  readonly interrupted: boolean;
   readonly durationMs: number;
   /** The end of what it wrote to standard error, else to standard output. */
   readonly tail: string;
   /** Why it could not be started at all. */
   readonly startError?: string;
+  /** What `claude -p --output-format json` says of its work; undefined where the output is something else. */
+  readonly claude: ClaudeResult | undefined;
+}
+
+export interface ClaudeResult {
+  readonly is_error?: unknown;
+  readonly result?: unknown;
+  readonly [field: string]: unknown;
 }
 
 export interface RunningCommand {
   /** Undefined where it could not be started. */
   readonly started: Promise<ProcessIdentity | undefined>;
   readonly exit: Promise<Exit>;
-  /** As Ctrl+C would: the command may clean up. */
+  /** As Ctrl+C would: the command may clean up. The second time it is ended. */
   interrupt(): void;
   /** Ends it with everything that it started. */
   end(): Promise<void>;
@@ -32,6 +42,8 @@ export interface RunningCommand {
 
 export interface CommandSurroundings {
   readonly cwd: string;
+  /** The bundle of `guard.ts`: a program of its own. */
+  readonly guard: string;
   readonly logFile: string;
   /** What the command finds in its environment beside what the editor has. */
   readonly environment: Readonly<Record<string, string | undefined>>;
@@ -40,6 +52,8 @@ export interface CommandSurroundings {
 
 const PROMPT_PLACEHOLDER = "{prompt}";
 const TAIL_LENGTH = 4_000;
+/** Of standard output: enough for a report of Claude's. */
+const HEAD_LENGTH = 4 * 1024 * 1024;
 /** After the command's exit, how long output that is still in its pipes may take. */
 const DRAIN_MS = 500;
 /** After SIGINT, how long a command may clean up before it is ended. */
@@ -47,9 +61,6 @@ const INTERRUPT_GRACE_MS = 10_000;
 
 /** Variables of the editor's own process that would mislead a program started from it, and the API's key. */
 const WITHHELD = /^(ELECTRON_|VSCODE_|CLAUDE_PROJECTS_API_KEY$)/;
-
-/** Beside the bundle: it is a program of its own. */
-const GUARD = join(__dirname, "guard.cjs");
 
 /**
  * What a definition amounts to. A prompt takes the place of `{prompt}`, and is the standard input of a command that
@@ -73,10 +84,13 @@ export function commandLine({ command, prompt }: TaskDefinition): { command: Com
 }
 
 export function runCommand(definition: TaskDefinition, around: CommandSurroundings): RunningCommand {
-  mkdirSync(dirname(around.logFile), { recursive: true });
+  mkdirSync(dirname(around.logFile), { recursive: true, mode: 0o700 });
   const log = createWriteStream(around.logFile, { flags: "a", mode: 0o600 });
+  log.once("error", (error) => {
+    around.show(`The output is not kept any more: ${error.message}\n`);
+  });
   const startedAt = Date.now();
-  const guard = fork(GUARD, [], {
+  const guard = fork(around.guard, [], {
     // A desktop VS Code is Electron, which is Node.js only when it is told so.
     env: { ...process.env, ELECTRON_RUN_AS_NODE: "1" },
     execArgv: [],
@@ -91,12 +105,16 @@ export function runCommand(definition: TaskDefinition, around: CommandSurroundin
     environment: { ...inherited(), ...defined(around.environment), ...prompt },
   };
 
+  let head = "";
   const tails = { stdout: "", stderr: "" };
   for (const name of ["stdout", "stderr"] as const) {
     const stream = guard[name];
     stream?.setEncoding("utf8");
     stream?.on("data", (text: string) => {
       tails[name] = (tails[name] + text).slice(-TAIL_LENGTH);
+      if (name === "stdout" && head.length < HEAD_LENGTH) {
+        head += text;
+      }
       log.write(text);
       around.show(text);
     });
@@ -105,13 +123,38 @@ export function runCommand(definition: TaskDefinition, around: CommandSurroundin
   let identity: ProcessIdentity | undefined;
   let ended: Extract<Report, { kind: "exit" | "error" }> | undefined;
   let timedOut = false;
-  let interrupted: NodeJS.Timeout | undefined;
+  let interrupted = false;
+  let lastResort: NodeJS.Timeout | undefined;
   let timeout: NodeJS.Timeout | undefined;
-  const end = async (): Promise<void> => {
+  /** The command's process, once it has one and for as long as it has. */
+  const living = async (): Promise<ProcessIdentity | undefined> => {
     await started;
-    if (identity !== undefined && ended === undefined) {
-      await endGroup(identity);
+    return ended === undefined ? identity : undefined;
+  };
+  const endNow = async (): Promise<void> => {
+    const command = await living();
+    if (command !== undefined) {
+      await endGroup(command);
     }
+  };
+  const end = async (): Promise<void> => {
+    if ((await living()) !== undefined) {
+      interrupted = true;
+      await endNow();
+    }
+  };
+  const interrupt = async (): Promise<void> => {
+    const command = await living();
+    if (command === undefined) {
+      return;
+    }
+    if (interrupted) {
+      await endNow();
+      return;
+    }
+    interrupted = true;
+    signalGroup(command.pid, "SIGINT");
+    lastResort = setTimeout(() => void endNow(), INTERRUPT_GRACE_MS);
   };
 
   const started = new Promise<ProcessIdentity | undefined>((resolve) => {
@@ -131,13 +174,15 @@ export function runCommand(definition: TaskDefinition, around: CommandSurroundin
   const exit = new Promise<Exit>((resolve) => {
     const finish = (startError?: string): void => {
       clearTimeout(timeout);
-      clearTimeout(interrupted);
+      clearTimeout(lastResort);
       log.end();
       const problem = startError ?? (ended === undefined ? "its guard was killed" : undefined);
       resolve({
         code: ended?.kind === "exit" ? ended.code : null,
         signal: ended?.kind === "exit" ? ended.signal : null,
         timedOut,
+        interrupted,
+        claude: claudeResult(head),
         durationMs: Date.now() - startedAt,
         tail: (plain(tails.stderr) || plain(tails.stdout)).slice(-TAIL_LENGTH),
         ...(ended?.kind === "error"
@@ -162,7 +207,7 @@ export function runCommand(definition: TaskDefinition, around: CommandSurroundin
   if (definition.timeout_seconds !== undefined) {
     timeout = setTimeout(() => {
       timedOut = true;
-      void end();
+      void endNow();
     }, definition.timeout_seconds * 1_000);
   }
   guard.send(order);
@@ -170,12 +215,7 @@ export function runCommand(definition: TaskDefinition, around: CommandSurroundin
   return {
     started,
     exit,
-    interrupt: () => {
-      if (identity !== undefined) {
-        signalGroup(identity.pid, "SIGINT");
-      }
-      interrupted ??= setTimeout(() => void end(), INTERRUPT_GRACE_MS);
-    },
+    interrupt: () => void interrupt(),
     end,
   };
 }
@@ -190,7 +230,19 @@ function defined(variables: Readonly<Record<string, string | undefined>>): Recor
   );
 }
 
+function claudeResult(output: string): ClaudeResult | undefined {
+  try {
+    const said = JSON.parse(output) as ClaudeResult | null;
+    return said?.["type"] === "result" ? said : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
 /** Without terminal colours and other control characters: the text is stored and shown anywhere. */
 function plain(text: string): string {
-  return text.replace(/\u001b\[[0-9;?]*[ -/]*[@-~]|[\u0000-\u0008\u000b-\u001f\u007f]/g, "").trim();
+  return text
+    .toWellFormed()
+    .replace(/\u001b\[[0-9;?]*[ -/]*[@-~]|[\u0000-\u0008\u000b-\u001f\u007f]/g, "")
+    .trim();
 }

@@ -3,15 +3,16 @@
  * ends. Whatever befalls it (a person's wish, a failing task, a takeover), it ends in exactly one of its outcomes.
  */
 import { EventEmitter } from "node:events";
-import { join } from "node:path";
 import type { Log } from "../log.js";
 import type { Command, TaskDefinition } from "../plan/plan.js";
 import type { ProcessIdentity } from "../processes.js";
-import type { RunRecord, TaskRecord } from "../tracking/record.js";
+import type { Metadata, RunRecord, TaskRecord } from "../tracking/record.js";
 import type { RunClaim } from "../tracking/store.js";
-import type { Replacement, Tracker } from "../tracking/tracker.js";
+import type { Replacement } from "../tracking/reporter.js";
+import type { Tracker } from "../tracking/tracker.js";
 import { type Exit, type RunningCommand, runCommand } from "./command.js";
-import { definitionOf } from "./outline.js";
+import { GOODBYE, definitionOf } from "./outline.js";
+import { outputFile } from "./output.js";
 
 /** A run as it is kept on disk: what the tracker knows, and what another window needs to go on with it. */
 export interface OrchestrationRecord extends RunRecord {
@@ -19,6 +20,8 @@ export interface OrchestrationRecord extends RunRecord {
   readonly workspace: string;
   /** The process of the task in progress, so that a successor can end it. */
   child?: ProcessIdentity;
+  /** A person paused it: it does not go on by itself. */
+  isPausedByPerson?: boolean;
 }
 
 export type State =
@@ -42,7 +45,21 @@ export interface Screen {
 interface Wish {
   readonly kind: "pause" | "complete" | "fail" | "suspend" | "yield";
   readonly reason: string;
+  /** The task in progress is not waited for. */
+  readonly atOnce: boolean;
 }
+
+/** Where things are kept that outlive the window, and the program that commands run under. */
+export interface Places {
+  readonly output: string;
+  readonly guard: string;
+}
+
+/** How long a task waits, at most, for an API that is there to acknowledge that it is this run's to do. */
+const CLAIM_PATIENCE_MS = 15_000;
+/** What is kept of Claude's report on a task, as the command line keeps it. */
+const KEPT_OF_CLAUDE = ["session_id", "num_turns", "total_cost_usd", "duration_ms"];
+const LONGEST_ANSWER = 4_000;
 
 interface OrchestrationEvents {
   change: [];
@@ -64,7 +81,7 @@ export class Orchestration extends EventEmitter<OrchestrationEvents> {
     readonly tracker: Tracker & { readonly run: OrchestrationRecord },
     private readonly claim: RunClaim,
     private readonly screen: Screen,
-    private readonly logDirectory: string,
+    private readonly places: Places,
     private readonly log: Log,
   ) {
     super();
@@ -91,7 +108,7 @@ export class Orchestration extends EventEmitter<OrchestrationEvents> {
   }
 
   logFile(task: TaskRecord): string {
-    return join(this.logDirectory, `${this.run.runId}-${task.key}.log`);
+    return outputFile(this.places.output, this.run.runId, task.key);
   }
 
   /** Pauses after the task in progress, or at once: that task then starts anew when the plan goes on. */
@@ -99,10 +116,11 @@ export class Orchestration extends EventEmitter<OrchestrationEvents> {
     if (this.isOver || this.state === "paused") {
       return;
     }
+    this.wish = { kind: "pause", reason: "paused by a person", atOnce: atOnce || this.wish?.atOnce === true };
     this.become("pausing");
-    this.wish = { kind: "pause", reason: "paused by a person" };
     if (atOnce) {
       this.command?.interrupt();
+      this.wake?.();
     }
   }
 
@@ -118,25 +136,23 @@ export class Orchestration extends EventEmitter<OrchestrationEvents> {
 
   /** Ends the orchestration; a task in progress is ended with it. */
   stop(as: "complete" | "fail", reason: string): void {
-    this.demand({ kind: as, reason });
+    this.demand({ kind: as, reason, atOnce: true });
   }
 
   /** Puts it down so that another window can pick it up. */
   suspend(): void {
-    this.demand({ kind: "suspend", reason: "the window was closed" });
+    this.demand({ kind: "suspend", reason: "the window was closed", atOnce: true });
   }
 
   /** Somebody else goes on with this work: stop at once, report nothing more. */
   yield(replacement: Replacement): void {
-    this.demand({ kind: "yield", reason: replacement.message });
+    this.demand({ kind: "yield", reason: replacement.message, atOnce: true });
   }
 
   /** Carries out the plan. Resolves with the state in which it ended. */
   async carryOut(): Promise<State> {
     this.tracker.start();
-    this.tracker.update((run) => {
-      run.status = "active";
-    });
+    this.work();
     try {
       while (!this.isOver) {
         const task = this.run.tasks.find(({ status }) => status === "pending" || status === "blocked");
@@ -150,6 +166,9 @@ export class Orchestration extends EventEmitter<OrchestrationEvents> {
           await this.execute(task);
         }
       }
+    } catch (error) {
+      this.log.error(`“${this.run.title}” broke off: ${String(error)}`);
+      this.finish("failed", `broke off: ${String(error)}`);
     } finally {
       await this.command?.end();
       this.emit("ended", this.state);
@@ -183,6 +202,7 @@ export class Orchestration extends EventEmitter<OrchestrationEvents> {
       case "suspend":
         this.tracker.update((run) => {
           run.status = "paused";
+          run.news = GOODBYE;
         });
         this.end("suspended", wish.reason);
         return;
@@ -192,22 +212,34 @@ export class Orchestration extends EventEmitter<OrchestrationEvents> {
   }
 
   private async rest(reason: string): Promise<void> {
-    this.tracker.update((run) => {
+    const { run } = this;
+    this.tracker.update(() => {
       run.status = "paused";
+      run.isPausedByPerson = true;
     });
     this.reason = reason;
     this.screen.note(`Paused: ${reason}. Run “Claude Projects: Resume Orchestration” to go on.`);
     this.become("paused");
+    await this.nextWish();
+    if (this.wish === undefined) {
+      this.work();
+      this.become("running");
+    }
+  }
+
+  private work(): void {
+    const { run } = this;
+    this.tracker.update(() => {
+      run.status = "active";
+      delete run.isPausedByPerson;
+    });
+  }
+
+  /** Resolves when somebody wishes something else than before. */
+  private async nextWish(): Promise<void> {
     await new Promise<void>((resolve) => {
       this.wake = resolve;
     });
-    this.wake = undefined;
-    if (this.wish === undefined) {
-      this.tracker.update((run) => {
-        run.status = "active";
-      });
-      this.become("running");
-    }
   }
 
   private async execute(task: TaskRecord): Promise<void> {
@@ -225,6 +257,10 @@ export class Orchestration extends EventEmitter<OrchestrationEvents> {
       task.status = "in_progress";
     });
 
+    if (!(await this.isClaimed(task))) {
+      this.breakOff(task);
+      return;
+    }
     const command = this.launch(task, definition);
     const child = await command.started;
     tracker.update(() => {
@@ -244,9 +280,16 @@ export class Orchestration extends EventEmitter<OrchestrationEvents> {
     this.settle(task, exit);
   }
 
+  /** A task is begun by whoever has claimed it. An API that is away cannot say, and is not waited for. */
+  private async isClaimed(task: TaskRecord): Promise<boolean> {
+    await Promise.race([this.tracker.acknowledged(task, CLAIM_PATIENCE_MS), this.nextWish()]);
+    return this.wish?.atOnce !== true && this.claim.held;
+  }
+
   private launch(task: TaskRecord, definition: TaskDefinition): RunningCommand {
     this.command = runCommand(definition, {
       cwd: this.run.workspace,
+      guard: this.places.guard,
       logFile: this.logFile(task),
       environment: {
         CLAUDE_PROJECTS_SESSION_ID: this.run.sessionId,
@@ -262,28 +305,39 @@ export class Orchestration extends EventEmitter<OrchestrationEvents> {
 
   /** Records how a task ended. */
   private settle(task: TaskRecord, exit: Exit): void {
-    const { wish, tracker } = this;
-    const interrupted = wish !== undefined && exit.code !== 0;
     const seconds = (exit.durationMs / 1_000).toFixed(1);
-    if (exit.code === 0) {
-      tracker.update(() => {
+    const isWell = exit.code === 0 && exit.claude?.is_error !== true;
+    if (exit.interrupted && !exit.timedOut) {
+      this.breakOff(task);
+      return;
+    }
+    this.tracker.update(() => {
+      task.news = { result: resultOf(exit) };
+    });
+    if (isWell) {
+      this.tracker.update(() => {
         task.status = "completed";
-        task.news = { exit_code: 0 };
       });
-      this.screen.note(`✔ ${task.name}, ${seconds} s`);
+      this.screen.note(`✔ ${task.name}, ${seconds} s${costOf(exit)}`);
       this.log.info(`Completed after ${seconds} s: ${task.name}`);
-    } else if (interrupted && (wish.kind === "pause" || wish.kind === "suspend")) {
-      tracker.update(() => {
-        task.status = "blocked";
-        task.news = { blocked_because: wish.reason };
-      });
-      this.screen.note(`■ ${task.name} was interrupted and will start anew.`);
-    } else if (interrupted && wish.kind === "yield") {
-      this.log.info(`Ended because the work goes on elsewhere: ${task.name}`);
-    } else if (interrupted) {
-      this.failTask(task, `ended: ${wish.reason}`, false);
     } else {
       this.failTask(task, explain(exit));
+    }
+  }
+
+  /** Records that a task was ended, or not begun, because somebody wished it. */
+  private breakOff(task: TaskRecord): void {
+    const { kind, reason } = this.wish ?? { kind: "pause", reason: "paused by a person" };
+    if (kind === "yield" || !this.claim.held) {
+      this.log.info(`Ended because the work goes on elsewhere: ${task.name}`);
+    } else if (kind === "pause" || kind === "suspend") {
+      this.tracker.update(() => {
+        task.status = "blocked";
+        task.news = { blocked_because: reason };
+      });
+      this.screen.note(`■ ${task.name} was interrupted and will start anew.`);
+    } else {
+      this.failTask(task, `ended: ${reason}`, false);
     }
   }
 
@@ -302,6 +356,7 @@ export class Orchestration extends EventEmitter<OrchestrationEvents> {
   private finish(as: "completed" | "failed", reason: string): void {
     this.tracker.update((run) => {
       run.status = as;
+      run.news = GOODBYE;
       if (as === "failed") {
         run.errorMessage = reason;
       }
@@ -327,7 +382,7 @@ export class Orchestration extends EventEmitter<OrchestrationEvents> {
   }
 }
 
-/** PRD 3.1's error message of a failed task: what happened, and the end of what the command wrote. */
+/** PRD 3.1's error message of a failed task: what happened, and the end of what the command said about it. */
 export function explain(exit: Exit): string {
   const seconds = (exit.durationMs / 1_000).toFixed(0);
   const what =
@@ -335,10 +390,28 @@ export function explain(exit: Exit): string {
       ? `could not be started: ${exit.startError}`
       : exit.timedOut
         ? `timed out after ${seconds} s`
-        : exit.signal === null
-          ? `exit code ${String(exit.code)}`
-          : `ended by ${exit.signal}`;
-  return exit.tail === "" ? what : `${what}\n${exit.tail}`;
+        : exit.signal !== null
+          ? `ended by ${exit.signal}`
+          : exit.code === 0
+            ? "claude reports an error"
+            : `exit code ${String(exit.code)}`;
+  const answer = exit.claude?.result;
+  const said = typeof answer === "string" && answer !== "" ? answer.slice(-LONGEST_ANSWER) : exit.tail;
+  return said === "" ? what : `${what}\n${said}`;
+}
+
+function resultOf({ code, durationMs, claude }: Exit): Metadata {
+  const kept = KEPT_OF_CLAUDE.filter((name) => claude?.[name] !== undefined).map((name) => [name, claude?.[name]]);
+  return {
+    exit_code: code,
+    seconds: durationMs / 1_000,
+    ...(claude === undefined ? {} : { claude: Object.fromEntries(kept) as Metadata }),
+  };
+}
+
+function costOf({ claude }: Exit): string {
+  const cost = claude?.["total_cost_usd"];
+  return typeof cost === "number" ? `, ${cost.toFixed(2)} USD` : "";
 }
 
 function shorten(command: Command): string {

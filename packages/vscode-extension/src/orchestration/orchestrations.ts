@@ -4,23 +4,24 @@
  */
 import { EventEmitter } from "node:events";
 import { randomUUID } from "node:crypto";
-import { type Api, ApiError, type Session } from "../api/client.js";
+import { type Api, ApiError } from "../api/client.js";
 import type { Log } from "../log.js";
 import type { Plan } from "../plan/plan.js";
-import { endGroup, isAlive, self } from "../processes.js";
+import { endGroup, isAlive } from "../processes.js";
 import { isEnded, type Metadata } from "../tracking/record.js";
 import type { RunClaim, RunStore } from "../tracking/store.js";
 import { Tracker } from "../tracking/tracker.js";
-import { Orchestration, type OrchestrationRecord, type Screen, type State } from "./orchestration.js";
-import { definitionOf, planMetadata, digestOf, processMetadata, processOf, titleOf } from "./outline.js";
+import { Handover } from "./handover.js";
+import { Orchestration, type OrchestrationRecord, type Places, type Screen, type State } from "./orchestration.js";
+import { GOODBYE, digestOf, titleOf } from "./outline.js";
 import { Refusal } from "./refusal.js";
-import { history, keyOf, newTask, putBack, reconstruct } from "./restore.js";
+import { history, newTask, putBack, reconstruct } from "./restore.js";
 
 export interface Surroundings {
   readonly api: () => Api;
   readonly machineId: () => string;
   readonly heartbeatMs: () => number;
-  readonly logDirectory: string;
+  readonly places: Places;
   readonly extensionVersion: string;
   readonly editorVersion: string;
   readonly log: Log;
@@ -52,12 +53,14 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
   private readonly running = new Map<string, Running>();
   /** Trackers that outlive their orchestration, until the API knows how it ended. */
   private readonly couriers = new Map<string, { readonly tracker: Tracker; readonly claim: RunClaim }>();
+  private readonly handover: Handover;
 
   constructor(
     private readonly store: RunStore<OrchestrationRecord>,
     private readonly around: Surroundings,
   ) {
     super();
+    this.handover = new Handover(around);
   }
 
   get all(): Orchestration[] {
@@ -94,7 +97,7 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
       workspace,
       tasks: plan.tasks.map((task, index) => newTask(digestOf(task), task, index, plan.tasks.length)),
     };
-    run.metadata = { ...this.behind(run, null), workspace, plan_path: plan.path };
+    run.metadata = { ...this.handover.behind(run, null), workspace, plan_path: plan.path };
     const claim = this.claim(runId, false);
     this.store.write(run);
     const tracker = this.track(run, claim);
@@ -110,7 +113,7 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
       title,
       projectId,
       machineId: this.around.machineId(),
-      metadata: { title, ...metadata, process: processMetadata(self(), null), client: this.client() },
+      metadata: { title, ...metadata, ...this.handover.thisProcess(null) },
       status: "active",
       workspace: NO_WORKSPACE,
       tasks: [],
@@ -157,6 +160,7 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
       putBack(run);
       run.status = "failed";
       run.errorMessage = reason;
+      run.news = GOODBYE;
     });
     this.reportInBackground(run, claim, tracker);
     // The next session of the project would collide with this one.
@@ -218,7 +222,7 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
     try {
       const api = this.around.api();
       const session = await api.session(sessionId);
-      this.checkAbandoned(session, force);
+      await this.handover.checkAbandoned(session, force);
       const run: OrchestrationRecord = {
         version: 1,
         runId: randomUUID(),
@@ -234,7 +238,9 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
       };
       const claim = this.claim(run.runId, false);
       try {
-        await this.moveOn(run, session);
+        await this.handover.moveOn(run, session, () => {
+          this.store.write(run);
+        });
       } catch (error) {
         claim.release();
         throw error;
@@ -276,7 +282,7 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
     const established = await tracker.establish();
     if (established.kind === "conflict") {
       this.forget(run, claim, tracker);
-      throw inTheWay(established.existing);
+      throw this.handover.inTheWay(established.existing);
     }
     if (established.kind === "unavailable") {
       const { error } = established;
@@ -323,7 +329,7 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
     }
     if (wasPutDown && session.status === "paused") {
       putBack(run);
-      await api.patchSession(session.session_id, { metadata: this.behind(run, session.session_id) });
+      await api.patchSession(session.session_id, { metadata: this.handover.behind(run, session.session_id) });
       return this.drive(run, claim, this.track(run, claim));
     }
     // What it had done and could not report any more must be known before the rest is handed to a successor.
@@ -333,112 +339,14 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
       messenger.dispose();
     }
     const { child } = run;
-    await this.moveOn(run, await api.session(session.session_id));
+    await this.handover.moveOn(run, await api.session(session.session_id), () => {
+      this.store.write(run);
+    });
     if (force && child !== undefined) {
       // Only now: its window must find the session gone, or it would report the task as failed.
       await endGroup(child);
     }
     return this.drive(run, claim, this.track(run, claim));
-  }
-
-  /** Lets a run go on with a new session on this machine, which recovers the one given. */
-  private async moveOn(run: OrchestrationRecord, session: Session): Promise<void> {
-    const api = this.around.api();
-    const successor = await this.succeed(session);
-    const owner = processOf(successor);
-    const taken = owner !== undefined && owner.pid !== process.pid && isAlive(owner);
-    if (successor.machine_id !== this.around.machineId() || taken) {
-      throw new Refusal(`It went on as session ${successor.session_id} on ${successor.machine_id}.`);
-    }
-    this.around.log.info(`Session ${session.session_id} goes on as ${successor.session_id}.`);
-    // The successor's tasks take the place of those that were not done.
-    const carried = new Map((await api.tasks(successor.session_id)).map((task) => [keyOf(task), task]));
-    run.sessionId = successor.session_id;
-    if (successor.status === "active") {
-      run.reported = "active";
-    } else {
-      // Recovered before, by a window that crashed at this point.
-      delete run.reported;
-    }
-    run.status = "active";
-    delete run.child;
-    delete run.errorMessage;
-    delete run.closed;
-    for (const task of run.tasks.filter(({ status }) => status !== "completed")) {
-      task.status = "pending";
-      delete task.errorMessage;
-      delete task.news;
-      delete task.claimUnanswered;
-      const found = carried.get(task.key);
-      if (found === undefined) {
-        // The API never had it.
-        delete task.taskId;
-        delete task.reported;
-      } else {
-        task.taskId = found.task_id;
-        task.reported = "pending";
-      }
-    }
-    this.store.write(run);
-    await api.patchSession(successor.session_id, { metadata: this.behind(run, successor.session_id) });
-  }
-
-  /** The session that recovers the one given: a new one, or the one that did so before. */
-  private async succeed(session: Session): Promise<Session> {
-    const api = this.around.api();
-    for (let round = 1; ; round++) {
-      if (!isEnded(session.status as OrchestrationRecord["status"])) {
-        await api.markStalled(session.session_id);
-      }
-      try {
-        return await api.recover(session.session_id, this.around.machineId());
-      } catch (error) {
-        // A heartbeat of its old process came in between, and made it active again.
-        if (ApiError.from(error).status !== 400 || round === 3) {
-          throw error;
-        }
-      }
-    }
-  }
-
-  /** What the metadata of a run's session says of its plan, and of who is behind it. */
-  private behind(run: OrchestrationRecord, sessionId: string | null): Metadata {
-    const tasks = run.tasks.map(({ key, metadata, status }) => ({
-      digest: key,
-      definition: definitionOf(metadata),
-      done: status === "completed",
-    }));
-    return {
-      plan: planMetadata(run.title, tasks, sessionId),
-      run: { id: run.runId },
-      process: processMetadata(self(), sessionId),
-      client: this.client(),
-    };
-  }
-
-  private client(): Metadata {
-    return { name: "vscode-extension", version: this.around.extensionVersion, editor: this.around.editorVersion };
-  }
-
-  private checkAbandoned(session: Session, force: boolean): void {
-    if (session.status === "completed") {
-      throw new Refusal(
-        session.recovered_by === null
-          ? `Session ${session.session_id} is completed.`
-          : `Session ${session.session_id} went on as ${session.recovered_by}.`,
-      );
-    }
-    if (force || session.status === "failed") {
-      return;
-    }
-    const here = session.machine_id === this.around.machineId();
-    const owner = processOf(session);
-    if (here && owner !== undefined && isAlive(owner)) {
-      throw new Refusal(`Process ${String(owner.pid)} on this machine is still at work on it.`, session, true);
-    }
-    if (!here && session.status !== "stalled") {
-      throw new Refusal(`It is ${session.status} on ${session.machine_id}.`, session, true);
-    }
   }
 
   private claim(runId: string, force: boolean): RunClaim {
@@ -457,27 +365,22 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
   private track(run: OrchestrationRecord, claim: RunClaim): Tracker & { readonly run: OrchestrationRecord } {
     const save = (): void => {
       // A window that was overruled must not write over its successor's state.
-      if (claim.held) {
+      if (!claim.held) {
+        return;
+      }
+      try {
         this.store.write(run);
+      } catch (error) {
+        // A full disk, say: the work goes on, and only a crash would now lose what it has done.
+        this.around.log.error(`The state of “${run.title}” cannot be kept: ${String(error)}`);
       }
     };
     const tracker = new Tracker(run, this.around.api, save, this.around.log, {
-      heartbeatMs: this.around.heartbeatMs(),
-      setAside: (existing) => this.setAside(existing),
+      heartbeatMs: this.around.heartbeatMs,
+      setAside: (existing) => this.handover.setAside(existing),
     });
     tracker.on("unauthorized", (error) => this.emit("unauthorized", error));
     return tracker as Tracker & { readonly run: OrchestrationRecord };
-  }
-
-  /** A session that blocks the way of one that began while the API was away: dead ones of this machine give way. */
-  private async setAside(existing: Session): Promise<boolean> {
-    const owner = processOf(existing);
-    if (owner === undefined || isAlive(owner)) {
-      return false;
-    }
-    this.around.log.warn(`Session ${existing.session_id} has no process any more and is marked as stalled.`);
-    await this.around.api().markStalled(existing.session_id);
-    return true;
   }
 
   private drive(
@@ -494,22 +397,15 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
         orchestration.pause(true);
       },
     );
-    const orchestration = new Orchestration(tracker, claim, screen, this.around.logDirectory, this.around.log);
+    const orchestration = new Orchestration(tracker, claim, screen, this.around.places, this.around.log);
     tracker.on("deleted", () => this.emit("deleted", orchestration));
     orchestration.on("change", () => this.emit("change"));
     this.running.get(run.runId)?.screen.dispose();
-    const done = orchestration.carryOut().then(
-      (state) => {
-        this.conclude(run, claim, tracker, state);
-        this.emit("ended", orchestration, state);
-        this.emit("change");
-      },
-      (error: unknown) => {
-        this.around.log.error(`“${run.title}” broke off: ${String(error)}`);
-        tracker.dispose();
-        claim.release();
-      },
-    );
+    const done = orchestration.carryOut().then((state) => {
+      this.conclude(run, claim, tracker, state);
+      this.emit("ended", orchestration, state);
+      this.emit("change");
+    });
     this.running.set(run.runId, { orchestration, claim, screen, done });
     this.emit("change");
     return orchestration;
@@ -561,16 +457,4 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
           !this.live.some((orchestration) => orchestration.run.runId === run.runId),
       );
   }
-}
-
-function inTheWay(existing: Session): Refusal {
-  const owner = processOf(existing);
-  const alive = owner !== undefined && isAlive(owner);
-  return new Refusal(
-    alive
-      ? `Process ${String(owner.pid)} on this machine is at work on project ${existing.project_id}.`
-      : `Project ${existing.project_id} has an active session on this machine that was left behind.`,
-    existing,
-    alive,
-  );
 }

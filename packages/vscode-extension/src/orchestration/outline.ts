@@ -11,7 +11,7 @@ import { createHash } from "node:crypto";
 import { hostname } from "node:os";
 import type { Session } from "../api/client.js";
 import type { Command, TaskDefinition } from "../plan/plan.js";
-import type { ProcessIdentity } from "../processes.js";
+import { type Presence, type ProcessIdentity, presence } from "../processes.js";
 import type { Metadata } from "../tracking/record.js";
 
 /** Of 64 KiB for all metadata. */
@@ -96,7 +96,20 @@ export function titleOf({ metadata, project_id }: Session): string {
 
 /** The description of a process for the metadata of a session; null: of one that is being created. */
 export function processMetadata(owner: ProcessIdentity, sessionId: string | null): Metadata {
-  return { ...owner, hostname: hostname(), session_id: sessionId };
+  return { ...owner, hostname: hostname(), session_id: sessionId, ended: false };
+}
+
+/** The last word of a process that stops work on a session: it need not be seen to be known as gone. */
+export const GOODBYE: Metadata = { process: { ended: true } };
+
+/** Whether the process behind a session lives, as far as it can be seen from here. */
+export function presenceBehind(session: Session): Presence {
+  const owner = processOf(session);
+  if (owner === undefined) {
+    return "unseen";
+  }
+  const said = session.metadata["process"];
+  return isTable(said) && said["ended"] === true ? "dead" : presence(owner);
 }
 
 /**

@@ -5,13 +5,12 @@
 import * as vscode from "vscode";
 import { type Api, ApiError, type Session } from "../api/client.js";
 import type { Log } from "../log.js";
-import { presence } from "../processes.js";
 import type { LeftBehind } from "../settings.js";
-import { since } from "../views/words.js";
+import { since } from "../words.js";
 import type { OrchestrationRecord } from "./orchestration.js";
 import type { Orchestrations } from "./orchestrations.js";
 import { Refusal } from "./refusal.js";
-import { processOf, titleOf } from "./outline.js";
+import { presenceBehind, titleOf } from "./outline.js";
 
 /** While another process holds a run of this folder, or the API is awaited: how often to look again. */
 const SOON_MS = 3_000;
@@ -71,9 +70,14 @@ export class Recovery implements vscode.Disposable {
     } finally {
       this.looking = false;
       const soon = this.wanted.size > 0 || this.orchestrations.elsewhere(this.around.workspaces()).length > 0;
-      if (!this.isDisposed()) {
-        this.timer = setTimeout(() => void this.look(), soon ? SOON_MS : LATER_MS);
-      }
+      this.lookIn(soon ? SOON_MS : LATER_MS);
+    }
+  }
+
+  private lookIn(milliseconds: number): void {
+    clearTimeout(this.timer);
+    if (!this.disposed) {
+      this.timer = setTimeout(() => void this.look(), milliseconds);
     }
   }
 
@@ -84,13 +88,17 @@ export class Recovery implements vscode.Disposable {
       this.orchestrations.showTerminal(await this.orchestrations.continue(run.runId, force));
       this.wanted.delete(run.runId);
     } catch (error) {
-      if (error instanceof Refusal) {
+      const failure = error instanceof Refusal ? error : ApiError.from(error);
+      if (failure instanceof Refusal || failure.kind === "refused") {
+        // Asking again would get the same answer.
         this.wanted.delete(run.runId);
-        this.around.log.warn(`“${run.title}” is not continued: ${error.message}`);
-        void vscode.window.showWarningMessage(`“${run.title}” is not continued: ${error.message}`);
+        this.around.log.warn(`“${run.title}” is not continued: ${failure.message}`);
+        void vscode.window.showWarningMessage(`“${run.title}” is not continued: ${failure.message}`);
         return;
       }
-      const failure = ApiError.from(error);
+      if (failure.kind === "unauthorized") {
+        this.orchestrations.emit("unauthorized", failure);
+      }
       this.around.log.warn(`“${run.title}” waits for the API before it goes on: ${failure.message}`);
       if (!this.wanted.has(run.runId)) {
         this.wanted.add(run.runId);
@@ -98,7 +106,7 @@ export class Recovery implements vscode.Disposable {
           `“${run.title}” will go on as soon as the API has confirmed that nobody else took it over. ` +
             `At the moment: ${failure.message}.`,
         );
-        this.timer = setTimeout(() => void this.look(), SOON_MS);
+        this.lookIn(SOON_MS);
       }
     }
   }
@@ -112,9 +120,10 @@ export class Recovery implements vscode.Disposable {
         this.offered.add(run.runId);
         this.around.log.info(`“${run.title}” was left behind at ${progress(run)}.`);
         const wish = this.around.wish();
-        if (wish === "continue") {
+        // What a person has paused is for a person to resume.
+        if (wish === "continue" && run.isPausedByPerson !== true) {
           await this.continue(run);
-        } else if (wish === "ask") {
+        } else if (wish !== "leave") {
           void this.offer(run);
         }
       }
@@ -173,21 +182,17 @@ export class Recovery implements vscode.Disposable {
     const api = this.around.api();
     const known = new Set(this.orchestrations.knownSessions());
     const here = await api.sessions({ machine_id: this.around.machineId(), status: "active" });
-    const dead = here.filter((session) => {
-      const owner = processOf(session);
-      return owner !== undefined && presence(owner) === "dead";
-    });
+    const dead = here.filter((session) => presenceBehind(session) === "dead");
     const silent = await Promise.all(
       (await api.stalledSessions())
         .filter(({ project_id, session_id }) => projects.has(project_id) && !known.has(session_id))
         .map(({ session_id }) => api.session(session_id)),
     );
     const found = new Map([...dead, ...silent].map((session) => [session.session_id, session]));
-    return [...found.values()].filter((session) => {
-      const owner = processOf(session);
-      const lives = owner !== undefined && presence(owner) === "alive";
-      return projects.has(session.project_id) && !known.has(session.session_id) && !lives;
-    });
+    return [...found.values()].filter(
+      (session) =>
+        projects.has(session.project_id) && !known.has(session.session_id) && presenceBehind(session) !== "alive",
+    );
   }
 
   private async offerSession(session: Session): Promise<void> {

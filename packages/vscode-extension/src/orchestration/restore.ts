@@ -23,6 +23,7 @@ export async function history(api: Api, session: Session): Promise<Task[]> {
 /** A run whose process is gone: what it was at has to be begun anew. */
 export function putBack(run: OrchestrationRecord): void {
   delete run.child;
+  delete run.news;
   for (const task of run.tasks) {
     if (task.status === "in_progress") {
       task.status = "blocked";

@@ -110,7 +110,8 @@ function complaints(errors: readonly SchemaError[], toml: TomlDocument): Problem
   const misspelt = new Set(
     errors.filter(({ keyword }) => keyword === "additionalProperties").map(({ instancePath }) => instancePath),
   );
-  for (const error of errors) {
+  // Of a command, each of the two forms complains: that it is empty says more than that it is not the other form.
+  for (const error of [...errors].sort((a, b) => Number(isAboutType(a)) - Number(isAboutType(b)))) {
     if (misspelt.has(error.instancePath) && (error.keyword === "required" || error.keyword === "anyOf")) {
       // What is missing is most likely what is misspelt.
       continue;
@@ -122,7 +123,8 @@ function complaints(errors: readonly SchemaError[], toml: TomlDocument): Problem
     }
     const subject = path[0] === "tasks" && typeof path[1] === "number" ? `Task ${String(path[1] + 1)}: ` : "";
     const text = subject + message;
-    const key = JSON.stringify([at, isAboutType(error) ? "type" : error.keyword, error.params["missingProperty"]]);
+    const command = at.indexOf("command");
+    const key = command < 0 ? JSON.stringify([at, message]) : JSON.stringify(at.slice(0, command + 1));
     if (!problems.has(key)) {
       problems.set(key, { message: text.charAt(0).toUpperCase() + text.slice(1), span: toml.locate(at) });
     }

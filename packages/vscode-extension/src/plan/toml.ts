@@ -81,7 +81,8 @@ export class TomlError extends Error {
 
 function parse(text: string): AST.TOMLProgram {
   try {
-    return parseTOML(text);
+    // The version that the command line reads: what is new in 1.1 is a mistake there.
+    return parseTOML(text, { tomlVersion: "1.0" });
   } catch (error) {
     if (error instanceof ParseError) {
       const before = text.slice(0, error.index);

@@ -25,6 +25,8 @@ export interface TaskRecord {
   news?: Metadata;
   /** The report that it is in progress went out, and its answer did not come. */
   claimUnanswered?: boolean;
+  /** The API will never take it. */
+  isRefused?: boolean;
 }
 
 export interface RunRecord {
@@ -38,6 +40,8 @@ export interface RunRecord {
   status: SessionStatus;
   reported?: SessionStatus;
   errorMessage?: string;
+  /** Metadata to be merged into the session's that the API has not seen yet. */
+  news?: Metadata;
   tasks: TaskRecord[];
   /** A creation went out and its answer did not come: look before creating again. */
   unanswered?: boolean;
@@ -80,7 +84,8 @@ export function nextStep(run: RunRecord, heartbeatDue: boolean): Step | undefine
   if (run.status === "active" && run.reported !== "active") {
     return { kind: "patch-session" };
   }
-  for (const task of run.tasks) {
+  const tasks = run.tasks.filter(({ isRefused }) => isRefused !== true);
+  for (const task of tasks) {
     if (task.taskId !== undefined && (task.status !== task.reported || task.news !== undefined)) {
       return { kind: "patch-task", task };
     }
@@ -88,11 +93,11 @@ export function nextStep(run: RunRecord, heartbeatDue: boolean): Step | undefine
       return { kind: "create-task", task };
     }
   }
-  const waiting = run.tasks.find((task) => task.taskId === undefined);
+  const waiting = tasks.find((task) => task.taskId === undefined);
   if (waiting !== undefined) {
     return { kind: "create-task", task: waiting };
   }
-  return run.status === run.reported ? undefined : { kind: "patch-session" };
+  return run.status === run.reported && run.news === undefined ? undefined : { kind: "patch-session" };
 }
 
 /** The task in progress as the API knows it: one that it has not heard of yet would be refused. */

@@ -1,19 +1,14 @@
 /**
  * Keeps the API informed of one run: heartbeats on a fixed beat, and every change of the run's record until it is
  * acknowledged. One request is under way at a time, so that the API sees things in the order in which they happened.
- * The work being tracked never waits for any of this, and never fails because of it.
+ * The work being tracked never waits long for any of this, and never fails because of it.
  */
 import { EventEmitter } from "node:events";
 import { setTimeout as delay } from "node:timers/promises";
 import { type Api, ApiError, type Session } from "../api/client.js";
 import type { Log } from "../log.js";
-import { type RunRecord, type SessionStatus, type Step, type TaskRecord, isEnded, nextStep } from "./record.js";
-
-/** Why a run must stop: its session went on elsewhere. */
-export interface Replacement {
-  readonly message: string;
-  readonly by?: string;
-}
+import { type RunRecord, type TaskRecord, nextStep } from "./record.js";
+import { type Replacement, Reporter, describe } from "./reporter.js";
 
 interface TrackerEvents {
   /** The record, the connection or the last heartbeat is another one than before. */
@@ -34,7 +29,7 @@ export type Establishment =
   | { readonly kind: "unavailable"; readonly error: ApiError };
 
 export interface TrackerOptions {
-  readonly heartbeatMs: number;
+  readonly heartbeatMs: () => number;
   /** The first wait between attempts; each further one doubles it. */
   readonly retryMs?: number;
   readonly longestRetryMs?: number;
@@ -51,8 +46,10 @@ export class Tracker extends EventEmitter<TrackerEvents> {
   connection: Connection = "unknown";
   lastHeartbeat: Date | undefined;
 
+  private readonly reporter: Reporter;
   private heartbeatDue = false;
   private heartbeat: NodeJS.Timeout | undefined;
+  private heartbeatMs = 0;
   private watch: NodeJS.Timeout | undefined;
   private retry: NodeJS.Timeout | undefined;
   private pumping = false;
@@ -62,16 +59,30 @@ export class Tracker extends EventEmitter<TrackerEvents> {
 
   constructor(
     readonly run: RunRecord,
-    private readonly currentApi: () => Api,
+    api: () => Api,
     private readonly save: (run: RunRecord) => void,
     private readonly log: Log,
     private readonly options: TrackerOptions,
   ) {
     super();
-  }
-
-  private get api(): Api {
-    return this.currentApi();
+    this.reporter = new Reporter(run, {
+      api,
+      log,
+      update: (change) => {
+        this.update(change);
+      },
+      beaten: () => {
+        this.noteSuccess();
+        this.lastHeartbeat = new Date();
+        this.emit("change");
+      },
+      replaced: (replacement) => {
+        this.silence();
+        this.emit("replaced", replacement);
+      },
+      deleted: () => this.emit("deleted"),
+      setAside: async (existing) => (await options.setAside?.(existing)) ?? false,
+    });
   }
 
   /**
@@ -81,7 +92,7 @@ export class Tracker extends EventEmitter<TrackerEvents> {
   async establish(): Promise<Establishment> {
     for (let attempt = 0; ; attempt++) {
       try {
-        const existing = await this.createSession();
+        const existing = await this.reporter.createSession();
         return existing === undefined ? { kind: "established" } : { kind: "conflict", existing };
       } catch (error) {
         const failure = ApiError.from(error);
@@ -89,7 +100,7 @@ export class Tracker extends EventEmitter<TrackerEvents> {
         if (attempt >= CREATION_RETRIES || !failure.isTemporary) {
           return { kind: "unavailable", error: failure };
         }
-        await delay(Math.max(failure.retryAfterMs ?? 0, this.backoff(attempt)));
+        await delay(this.nextAttempt(failure, attempt));
       }
     }
   }
@@ -100,10 +111,7 @@ export class Tracker extends EventEmitter<TrackerEvents> {
       return;
     }
     this.started = true;
-    this.heartbeat = setInterval(() => {
-      this.heartbeatDue = true;
-      this.pump();
-    }, this.options.heartbeatMs);
+    this.keepBeat();
     // Timers stand still while the machine sleeps: what happened meanwhile is to be known at once.
     let seen = Date.now();
     this.watch = setInterval(() => {
@@ -122,6 +130,9 @@ export class Tracker extends EventEmitter<TrackerEvents> {
     change(this.run);
     this.save(this.run);
     this.emit("change");
+    if (this.run.closed !== undefined) {
+      this.silence();
+    }
     if (this.started) {
       this.pump();
     }
@@ -133,10 +144,11 @@ export class Tracker extends EventEmitter<TrackerEvents> {
     this.pump();
   }
 
-  /** Tries again at once, after a change of address or key. */
+  /** Tries again at once, after a change of address, key or settings. */
   reconnect(): void {
     this.failures = 0;
     if (this.started) {
+      this.keepBeat();
       this.pump();
     }
   }
@@ -162,10 +174,73 @@ export class Tracker extends EventEmitter<TrackerEvents> {
     });
   }
 
+  /** Resolves once the API has acknowledged a task's status, or does not answer, or the patience is over. */
+  async acknowledged(task: TaskRecord, patienceMs: number): Promise<void> {
+    const isSettled = (): boolean =>
+      task.reported === task.status ||
+      task.isRefused === true ||
+      this.run.closed !== undefined ||
+      this.connection === "offline" ||
+      this.connection === "unauthorized";
+    if (isSettled()) {
+      return;
+    }
+    await new Promise<void>((resolve) => {
+      const look = (): void => {
+        if (isSettled()) {
+          finish();
+        }
+      };
+      const finish = (): void => {
+        clearTimeout(timer);
+        this.off("change", look);
+        resolve();
+      };
+      const timer = setTimeout(finish, patienceMs);
+      this.on("change", look);
+    });
+  }
+
   dispose(): void {
     this.disposed = true;
     this.silence();
     clearTimeout(this.retry);
+  }
+
+  /** Reports all that is outstanding, without another attempt. Throws ApiError. */
+  async deliver(): Promise<void> {
+    while (!this.disposed) {
+      const step = nextStep(this.run, this.heartbeatDue);
+      if (step === undefined) {
+        return;
+      }
+      if (step.kind === "heartbeat") {
+        // Before the request: a beat that falls due while it is under way is another one.
+        this.heartbeatDue = false;
+      }
+      try {
+        await this.reporter.perform(step);
+        this.noteSuccess();
+      } catch (error) {
+        const failure = ApiError.from(error);
+        if (!(await this.reporter.isSettledByRefusal(step, failure))) {
+          this.noteFailure(failure, describe(step));
+          throw failure;
+        }
+      }
+    }
+  }
+
+  private keepBeat(): void {
+    const heartbeatMs = this.options.heartbeatMs();
+    if (this.run.closed !== undefined || this.disposed || heartbeatMs === this.heartbeatMs) {
+      return;
+    }
+    this.heartbeatMs = heartbeatMs;
+    clearInterval(this.heartbeat);
+    this.heartbeat = setInterval(() => {
+      this.beat();
+    }, heartbeatMs);
   }
 
   private silence(): void {
@@ -188,26 +263,6 @@ export class Tracker extends EventEmitter<TrackerEvents> {
     });
   }
 
-  /** Reports all that is outstanding, without heartbeats and without another attempt. Throws ApiError. */
-  async deliver(): Promise<void> {
-    while (!this.disposed) {
-      const step = nextStep(this.run, this.heartbeatDue);
-      if (step === undefined) {
-        return;
-      }
-      try {
-        await this.perform(step);
-        this.noteSuccess();
-      } catch (error) {
-        const failure = ApiError.from(error);
-        if (!(await this.isSettledByRefusal(step, failure))) {
-          this.noteFailure(failure, describe(step));
-          throw failure;
-        }
-      }
-    }
-  }
-
   /** Whether everything got through. */
   private async report(): Promise<boolean> {
     try {
@@ -218,251 +273,15 @@ export class Tracker extends EventEmitter<TrackerEvents> {
       const failure = ApiError.from(error);
       // A refused key is not asked again and again: the next heartbeat tries it, or `reconnect`.
       if (failure.kind !== "unauthorized" && !this.disposed) {
-        const wait = Math.max(failure.retryAfterMs ?? 0, this.backoff(this.failures++));
-        this.retry = setTimeout(() => {
-          this.pump();
-        }, wait);
-      }
-      return false;
-    }
-  }
-
-  private async perform(step: Step): Promise<void> {
-    const { run, api } = this;
-    switch (step.kind) {
-      case "create-session": {
-        const existing = await this.createSession();
-        if (existing !== undefined && !((await this.options.setAside?.(existing)) ?? false)) {
-          this.replaced({
-            message: `session ${existing.session_id} of the same project is active on this machine`,
-            by: existing.session_id,
-          });
-        }
-        return;
-      }
-      case "heartbeat":
-        // Before the request: a beat that falls due while it is under way is another one.
-        this.heartbeatDue = false;
-        await api.heartbeat(sessionId(run), step.currentTaskId);
-        this.lastHeartbeat = new Date();
-        this.emit("change");
-        return;
-      case "find-tasks":
-        await this.findTasks();
-        return;
-      case "create-task": {
-        const { task } = step;
-        const created = await this.creating(() =>
-          api.createTask({
-            session_id: sessionId(run),
-            project_id: run.projectId,
-            task_name: task.name,
-            ...(task.githubIssueId === undefined ? {} : { github_issue_id: task.githubIssueId }),
-            metadata: { ...task.metadata, task_key: task.key },
-          }),
+        this.retry = setTimeout(
+          () => {
+            this.pump();
+          },
+          this.nextAttempt(failure, this.failures++),
         );
-        this.update(() => {
-          task.taskId = created.task_id;
-          task.reported = "pending";
-        });
-        return;
       }
-      case "patch-task": {
-        const { task } = step;
-        const { status, news } = task;
-        try {
-          await api.patchTask(taskId(task), {
-            ...(status === task.reported ? {} : { status }),
-            ...(status === "failed" ? { error_message: task.errorMessage ?? "failed" } : {}),
-            ...(news === undefined ? {} : { metadata: news }),
-          });
-        } catch (error) {
-          task.claimUnanswered ||= status === "in_progress" && ApiError.from(error).mayHaveHappened;
-          throw error;
-        }
-        this.update(() => {
-          task.reported = status;
-          if (task.news === news) {
-            delete task.news;
-          }
-        });
-        return;
-      }
-      case "patch-session": {
-        const { status } = run;
-        if (status === "failed") {
-          await api.markFailed(sessionId(run), run.errorMessage ?? "failed");
-        } else {
-          await api.patchSession(sessionId(run), { status });
-        }
-        this.acknowledge(status);
-      }
-    }
-  }
-
-  /** Creates this run's session; returns the one that is in its way where there is one. */
-  private async createSession(): Promise<Session | undefined> {
-    const { run, api } = this;
-    try {
-      const session = await this.creating(() =>
-        api.createSession({
-          project_id: run.projectId,
-          machine_id: run.machineId,
-          metadata: { ...run.metadata, client_token: run.runId },
-        }),
-      );
-      this.adopt(session);
-      return undefined;
-    } catch (error) {
-      const failure = ApiError.from(error);
-      const existingId = failure.existingSessionId;
-      if (failure.status !== 409 || existingId === undefined) {
-        throw failure;
-      }
-      const existing = await api.session(existingId);
-      if (existing.metadata["client_token"] !== run.runId) {
-        return existing;
-      }
-      // Ours: it was created, and only the answer was lost.
-      this.adopt(existing);
-      return undefined;
-    }
-  }
-
-  private adopt(session: Session): void {
-    this.log.info(`Session ${session.session_id} tracks “${this.run.title}”.`);
-    this.noteSuccess();
-    this.lastHeartbeat = new Date();
-    this.update((run) => {
-      run.sessionId = session.session_id;
-      run.reported = session.status === "paused" ? "paused" : "active";
-    });
-  }
-
-  /** Runs a creation; one that goes unanswered may have happened all the same, and is looked for before the next. */
-  private async creating<T>(create: () => Promise<T>): Promise<T> {
-    try {
-      return await create();
-    } catch (error) {
-      if (ApiError.from(error).mayHaveHappened) {
-        this.run.unanswered = true;
-        this.save(this.run);
-      }
-      throw error;
-    }
-  }
-
-  private async findTasks(): Promise<void> {
-    const found = new Map<unknown, { task_id: string; status: string }>();
-    for (const task of await this.api.tasks(sessionId(this.run))) {
-      found.set(task.metadata["task_key"], task);
-    }
-    this.update((run) => {
-      run.unanswered = false;
-      for (const task of run.tasks) {
-        const known = found.get(task.key);
-        if (task.taskId === undefined && known !== undefined) {
-          task.taskId = known.task_id;
-          task.reported = known.status as TaskRecord["status"];
-        }
-      }
-    });
-  }
-
-  /**
-   * Whether a refusal closes the matter: an answer that repeating the request will not change.
-   * True where the next step may be taken at once.
-   */
-  private async isSettledByRefusal(step: Step, failure: ApiError): Promise<boolean> {
-    if (failure.kind !== "refused") {
       return false;
     }
-    try {
-      if (step.kind === "patch-task" && (failure.status === 400 || failure.status === 404)) {
-        await this.takeTaskAsItIs(step.task, failure);
-        return true;
-      }
-      if (this.run.sessionId !== undefined && failure.status !== undefined && failure.status < 500) {
-        return await this.takeSessionAsItIs(failure);
-      }
-    } catch (error) {
-      this.log.debug(`Looking into a refusal: ${ApiError.from(error).message}`);
-    }
-    return false;
-  }
-
-  /** The API refused a task's change: an answer to the same change was lost before, or somebody else changed it. */
-  private async takeTaskAsItIs(task: TaskRecord, failure: ApiError): Promise<void> {
-    const status = failure.status === 404 ? undefined : (await this.api.task(taskId(task))).status;
-    if (status === "in_progress" && task.status === "in_progress" && task.claimUnanswered !== true) {
-      // A task is claimed once (PRD 3.1), and it was not by this run.
-      this.replaced({ message: `another process is at work on task “${task.name}”` });
-      return;
-    }
-    if (status !== task.status) {
-      this.log.error(
-        `The API keeps task “${task.name}” as ${status ?? "deleted"} although it is ${task.status}: ${failure.message}`,
-      );
-    }
-    this.update(() => {
-      task.reported = task.status;
-      delete task.news;
-    });
-  }
-
-  private async takeSessionAsItIs(failure: ApiError): Promise<boolean> {
-    const session = await this.api.session(sessionId(this.run)).catch((error: unknown) => {
-      if (ApiError.from(error).status === 404) {
-        return undefined;
-      }
-      throw error;
-    });
-    if (session === undefined) {
-      this.update((run) => {
-        run.closed = "deleted";
-      });
-      this.log.error(`Session ${sessionId(this.run)} was deleted from the API: the work goes on untracked.`);
-      this.emit("deleted");
-      return true;
-    }
-    if (session.status === this.run.status && isEnded(session.status)) {
-      // What this run wanted to say; a recovered session is completed too, but by another.
-      if (session.recovered_by === null) {
-        this.acknowledge(session.status);
-        return true;
-      }
-    }
-    const by = session.recovered_by ?? failure.recoveredBy ?? failure.existingSessionId;
-    if (by !== undefined || isEnded(session.status as SessionStatus) || failure.status === 409) {
-      const ended = isEnded(session.status as SessionStatus)
-        ? `session ${session.session_id} has ended as ${session.status}`
-        : failure.message;
-      this.replaced({
-        message: by === undefined ? ended : `session ${by} goes on with it`,
-        ...(by === undefined ? {} : { by }),
-      });
-      return true;
-    }
-    return false;
-  }
-
-  private acknowledge(status: SessionStatus): void {
-    this.update((run) => {
-      run.reported = status;
-      if (isEnded(status)) {
-        run.closed = "reported";
-        this.silence();
-      }
-    });
-  }
-
-  private replaced(replacement: Replacement): void {
-    this.silence();
-    this.update((run) => {
-      run.closed = "replaced";
-    });
-    this.log.warn(`“${this.run.title}” goes on elsewhere: ${replacement.message}`);
-    this.emit("replaced", replacement);
   }
 
   private noteSuccess(): void {
@@ -493,40 +312,13 @@ export class Tracker extends EventEmitter<TrackerEvents> {
     }
   }
 
-  private backoff(attempt: number): number {
+  /** How long to wait after so many failures. */
+  private nextAttempt(failure: ApiError, failures: number): number {
     const { retryMs = 1_000, longestRetryMs = 30_000 } = this.options;
     // Jitter, so that the windows of a whole office do not return to a restarted API in step.
-    return Math.min(retryMs * 2 ** attempt, longestRetryMs) * (0.8 + 0.4 * Math.random());
-  }
-}
-
-function sessionId(run: RunRecord): string {
-  if (run.sessionId === undefined) {
-    throw new Error(`run ${run.runId} has no session yet`);
-  }
-  return run.sessionId;
-}
-
-function taskId(task: TaskRecord): string {
-  if (task.taskId === undefined) {
-    throw new Error(`task ${task.key} is not known to the API yet`);
-  }
-  return task.taskId;
-}
-
-function describe(step: Step): string {
-  switch (step.kind) {
-    case "create-session":
-      return "create the session";
-    case "heartbeat":
-      return "send a heartbeat";
-    case "find-tasks":
-      return "list the session's tasks";
-    case "create-task":
-      return `create task “${step.task.name}”`;
-    case "patch-task":
-      return `report task “${step.task.name}” as ${step.task.status}`;
-    case "patch-session":
-      return "report the session's status";
+    const backoff = Math.min(retryMs * 2 ** failures, longestRetryMs) * (0.8 + 0.4 * Math.random());
+    const wait = Math.max(failure.retryAfterMs ?? 0, backoff);
+    this.log.info(`The next attempt follows in ${(wait / 1_000).toFixed(1)} s.`);
+    return wait;
   }
 }

@@ -2,7 +2,7 @@
 import * as vscode from "vscode";
 import type { Orchestration, State } from "../orchestration/orchestration.js";
 import type { Orchestrations } from "../orchestration/orchestrations.js";
-import { since } from "./words.js";
+import { since } from "../words.js";
 
 const ICONS: Readonly<Record<State, string>> = {
   running: "sync~spin",

@@ -6,7 +6,8 @@ import type { Orchestration } from "../orchestration/orchestration.js";
 import type { TaskRecord } from "../tracking/record.js";
 import { titleOf } from "../orchestration/outline.js";
 import type { Fleet, MachineView } from "./fleet.js";
-import { since, statusIcon, statusWord } from "./words.js";
+import { since, statusWord } from "../words.js";
+import { statusIcon } from "./icons.js";
 
 export type Node =
   | { readonly kind: "machine"; readonly view: MachineView }
@@ -14,7 +15,7 @@ export type Node =
   | { readonly kind: "task"; readonly task: Task }
   /** An orchestration of this window that the API has not heard of yet. */
   | { readonly kind: "local"; readonly orchestration: Orchestration }
-  | { readonly kind: "local-task"; readonly task: TaskRecord }
+  | { readonly kind: "local-task"; readonly task: TaskRecord; readonly orchestration: Orchestration }
   | { readonly kind: "note"; readonly text: string; readonly icon: string };
 
 export class FleetTree implements vscode.TreeDataProvider<Node>, vscode.Disposable {
@@ -101,7 +102,7 @@ export class FleetTree implements vscode.TreeDataProvider<Node>, vscode.Disposab
       case "local":
         return localItem(node.orchestration);
       case "local-task":
-        return taskItem({ task_name: node.task.name, github_issue_id: node.task.githubIssueId ?? null, ...node.task });
+        return localTaskItem(node);
       case "note": {
         const item = new vscode.TreeItem(node.text);
         item.iconPath = new vscode.ThemeIcon(node.icon);
@@ -285,8 +286,18 @@ function localItem(orchestration: Orchestration): vscode.TreeItem {
   return item;
 }
 
-function localTasks({ run }: Orchestration): Node[] {
-  return run.tasks.map((task) => ({ kind: "local-task", task }));
+function localTasks(orchestration: Orchestration): Node[] {
+  return orchestration.run.tasks.map((task) => ({ kind: "local-task", task, orchestration }));
+}
+
+function localTaskItem(node: Node & { readonly kind: "local-task" }): vscode.TreeItem {
+  const { task } = node;
+  const item = taskItem({ task_name: task.name, github_issue_id: task.githubIssueId ?? null, ...task });
+  if (task.status !== "pending") {
+    item.contextValue = "task.own";
+    item.command = { command: "claudeProjects.showTaskOutput", title: "Show Task Output", arguments: [node] };
+  }
+  return item;
 }
 
 type ShownTask = Pick<Task, "task_name" | "status" | "github_issue_id"> &

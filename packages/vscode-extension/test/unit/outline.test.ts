@@ -3,7 +3,15 @@ import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import type { Session } from "../../src/api/client.js";
 import { commandLine } from "../../src/orchestration/command.js";
-import { digestOf, outlineOf, planMetadata, processMetadata, processOf } from "../../src/orchestration/outline.js";
+import {
+  GOODBYE,
+  digestOf,
+  outlineOf,
+  planMetadata,
+  presenceBehind,
+  processMetadata,
+  processOf,
+} from "../../src/orchestration/outline.js";
 import type { TaskDefinition } from "../../src/plan/plan.js";
 import { identify, self } from "../../src/processes.js";
 
@@ -37,6 +45,20 @@ describe("what the command line reads of a session", () => {
       session,
     );
     expect(presence).toBe("alive");
+  });
+});
+
+describe("what the command line reads of a session that this extension is done with", () => {
+  test("nobody is behind it, although the process lives", () => {
+    const process = { ...(processMetadata(self(), SESSION.session_id) as object), ...(GOODBYE["process"] as object) };
+    const session = { ...SESSION, metadata: { process } };
+    expect(presenceBehind(session)).toBe("dead");
+    const presence = python(
+      "import json, sys; from claude_projects.models import Session; from claude_projects.process import presence_behind; " +
+        "print(json.dumps(presence_behind(Session.model_validate(json.load(sys.stdin))).value))",
+      session,
+    );
+    expect(presence).toBe("dead");
   });
 });
 

@@ -1,5 +1,9 @@
+import { execFileSync } from "node:child_process";
+import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { type Reading, readPlan } from "../../src/plan/plan.js";
+
+const PYTHON = join(import.meta.dirname, "../../../../.venv/bin/python");
 
 function read(text: string): Reading {
   return readPlan("/plans/nightly.toml", text);
@@ -30,6 +34,51 @@ describe("a plan that can be used", () => {
   test("gives a prompt to claude -p where no command is named", () => {
     const reading = read('project_id = "p"\n[[tasks]]\nname = "a"\nprompt = "Do it."\n');
     expect(reading).toMatchObject({ plan: { tasks: [{ command: ["claude", "-p", "--output-format", "json"] }] } });
+  });
+});
+
+describe("the command line", () => {
+  const program = `
+import json, sys, tempfile
+from pathlib import Path
+from claude_projects.plan import PlanError, load
+path, verdicts = Path(tempfile.mkdtemp()) / "plan.toml", []
+for text in json.load(sys.stdin):
+    path.write_text(text, encoding="utf-8", newline="")
+    try:
+        load(path)
+        verdicts.append(True)
+    except PlanError:
+        verdicts.append(False)
+print(json.dumps(verdicts))`;
+  const task = 'project_id = "p"\n[[tasks]]\nname = "a"\n';
+  const plans = [
+    `${task}command = "x"\n`,
+    `${task}command = ["x",]\r\n`,
+    `${task}command = []\n`,
+    `${task}command = 2020-01-01\n`,
+    `${task}command = "\\e[0m"\n`,
+    `${task}command = "x"\ntimeout_seconds = 1e3\n`,
+    `${task}command = "x"\ntimeout_seconds = nan\n`,
+    `${task}command = "x"\ntimeout_seconds = 2592001\n`,
+    `${task}command = "x"\nname = "b"\n`,
+    `${task}command = "x"\nenv.PATH = "x"\n`,
+    `${task}prompt = '''\n'''\n`,
+    `${task}prompt = "${"é".repeat(24_000)}"\n`,
+    `${task}prompt = "${"é".repeat(25_000)}"\n`,
+    `${task.replace('"a"', `"${"😀".repeat(200)}"`)}command = "x"\n`,
+    `${task.replace('"a"', `"${"😀".repeat(201)}"`)}command = "x"\n`,
+    'project_id = "p"\ntasks = [{ name = "a", command = "x" }]\n',
+    'project_id = "p"\ntasks = [{ name = "a", command = "x", }]\n',
+    'project_id = "p"\ntasks = []\n',
+    '\ufeffproject_id = "p"\n',
+  ];
+
+  test("takes the same plans, and refuses the same", () => {
+    const verdicts: unknown = JSON.parse(
+      execFileSync(PYTHON, ["-c", program], { input: JSON.stringify(plans), encoding: "utf8" }),
+    );
+    expect(plans.map((text) => "plan" in read(text))).toEqual(verdicts);
   });
 });
 
@@ -72,6 +121,15 @@ describe("a plan with a mistake is marked at the line of", () => {
 
   test("nothing, where everything is missing", () => {
     expect(problems("")).toEqual(["1: `project_id` is missing; add it.", "1: `tasks` is missing; add it."]);
+  });
+
+  test("an empty command, which is said once", () => {
+    expect(problems('project_id = "p"\n[[tasks]]\nname = "a"\ncommand = [""]\n')).toEqual([
+      "4: Task 1: `command` must not be empty.",
+    ]);
+    expect(problems('name = ""\nproject_id = "p"\n[[tasks]]\nname = "a"\ncommand = "x"\n')).toEqual([
+      "1: `name` must not be empty.",
+    ]);
   });
 
   test("a prompt that is too long for a task's metadata", () => {

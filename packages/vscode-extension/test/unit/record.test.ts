@@ -35,6 +35,7 @@ function steps(record: RunRecord): string[] {
       taken.push(`${step.task.key} ${step.task.status}`);
     } else if (step.kind === "patch-session") {
       record.reported = record.status;
+      delete record.news;
       taken.push(`session ${record.status}`);
     } else {
       if (step.kind === "create-session") {
@@ -94,6 +95,19 @@ describe("what is reported next", () => {
     expect(steps(run({ status: "paused", tasks: [interrupted] }))).toEqual(["a blocked", "session paused"]);
     const resumed = task("a", { status: "in_progress", taskId: "A", reported: "blocked" });
     expect(steps(run({ reported: "paused", tasks: [resumed] }))).toEqual(["session active", "a in_progress"]);
+  });
+
+  test("a task that the API will not have is left out, and what comes after it is not", () => {
+    const record = run({
+      status: "completed",
+      tasks: [task("a", { isRefused: true, status: "completed" }), task("b")],
+    });
+    expect(steps(record)).toEqual(["create b", "session completed"]);
+  });
+
+  test("news of the session on their own, or together with its end", () => {
+    expect(steps(run({ news: { x: 1 } }))).toEqual(["session active"]);
+    expect(steps(run({ news: { x: 1 }, status: "completed" }))).toEqual(["session completed"]);
   });
 
   test("nothing once the run is closed", () => {

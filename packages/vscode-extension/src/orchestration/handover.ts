@@ -1,0 +1,181 @@
+/**
+ * From one session to the next: what a session says of the process behind it, when it may be taken over, and how a run
+ * goes on with a successor. A process that lives, or may live, is never robbed unless a person says so.
+ */
+import { type Api, ApiError, type Session } from "../api/client.js";
+import type { Log } from "../log.js";
+import { announce } from "../machine.js";
+import { self } from "../processes.js";
+import { type Metadata, isEnded } from "../tracking/record.js";
+import { since } from "../words.js";
+import type { OrchestrationRecord } from "./orchestration.js";
+import { definitionOf, planMetadata, presenceBehind, processMetadata, processOf } from "./outline.js";
+import { Refusal } from "./refusal.js";
+import { keyOf } from "./restore.js";
+
+export interface HandoverSurroundings {
+  readonly api: () => Api;
+  readonly machineId: () => string;
+  readonly extensionVersion: string;
+  readonly editorVersion: string;
+  readonly log: Log;
+}
+
+/** Each one means that somebody else changed something while this looked. */
+const ROUNDS = 3;
+
+export class Handover {
+  constructor(private readonly around: HandoverSurroundings) {}
+
+  /** What the metadata of a run's session says of its plan, and of who is behind it. */
+  behind(run: OrchestrationRecord, sessionId: string | null): Metadata {
+    const tasks = run.tasks.map(({ key, metadata, status }) => ({
+      digest: key,
+      definition: definitionOf(metadata),
+      done: status === "completed",
+    }));
+    return {
+      plan: planMetadata(run.title, tasks, sessionId),
+      run: { id: run.runId },
+      ...this.thisProcess(sessionId),
+    };
+  }
+
+  /** The part of it that is true of work of any kind. */
+  thisProcess(sessionId: string | null): Metadata {
+    const { extensionVersion: version, editorVersion: editor } = this.around;
+    return {
+      process: processMetadata(self(), sessionId),
+      client: { name: "vscode-extension", version, editor },
+    };
+  }
+
+  /** Why a session of the same project is in the way. */
+  inTheWay(existing: Session): Refusal {
+    const { project_id: project } = existing;
+    switch (presenceBehind(existing)) {
+      case "alive":
+        return new Refusal(`${nameOf(existing)} on this machine is at work on project ${project}.`, existing, true);
+      case "dead":
+        return new Refusal(`Project ${project} has an active session on this machine that was left behind.`, existing);
+      case "unseen":
+        return new Refusal(
+          `Project ${project} has an active session on this machine, and whether anybody is at work on it cannot be seen.`,
+          existing,
+          true,
+        );
+    }
+  }
+
+  /** Throws Refusal where somebody may be at work on a session; `force` is a person's word that it may be taken. */
+  async checkAbandoned(session: Session, force: boolean): Promise<void> {
+    if (session.status === "completed") {
+      throw new Refusal(
+        session.recovered_by === null
+          ? `Session ${session.session_id} is completed.`
+          : `Session ${session.session_id} went on as ${session.recovered_by}.`,
+      );
+    }
+    const presence = presenceBehind(session);
+    if (force || session.status === "failed" || presence === "dead") {
+      return;
+    }
+    if (presence === "alive") {
+      throw new Refusal(`${nameOf(session)} on this machine is still at work on it.`, session, true);
+    }
+    // Nobody here can see its process: only its silence shows that it is gone.
+    const { time_since_heartbeat_ms: silence, stall_threshold_ms: threshold } = await this.around
+      .api()
+      .health(session.session_id);
+    if (session.status !== "stalled" && silence <= threshold) {
+      throw new Refusal(
+        `It is ${session.status} on ${session.machine_id}, with a heartbeat ${since(session.last_heartbeat)} ago, ` +
+          "and its process cannot be seen from here.",
+        session,
+        true,
+      );
+    }
+  }
+
+  /** A session that blocks the way of one that began while the API was away: one that nobody is behind gives way. */
+  async setAside(existing: Session): Promise<boolean> {
+    if (presenceBehind(existing) !== "dead") {
+      return false;
+    }
+    this.around.log.warn(`Session ${existing.session_id} has no process any more and is marked as stalled.`);
+    await this.around.api().markStalled(existing.session_id);
+    return true;
+  }
+
+  /**
+   * Lets a run go on with a new session on this machine, which recovers the one given. `keep` writes the run to disk,
+   * before the successor is told who is behind it: a crash in between is then one that this machine can explain.
+   */
+  async moveOn(run: OrchestrationRecord, session: Session, keep: () => void): Promise<void> {
+    const api = this.around.api();
+    const successor = await this.succeed(session);
+    const owner = processOf(successor);
+    const isTaken = owner !== undefined && owner.pid !== process.pid && presenceBehind(successor) === "alive";
+    if (successor.machine_id !== this.around.machineId() || isTaken) {
+      throw new Refusal(`It went on as session ${successor.session_id} on ${successor.machine_id}.`);
+    }
+    this.around.log.info(`Session ${session.session_id} goes on as ${successor.session_id}.`);
+    // The successor's tasks take the place of those that were not done.
+    const carried = new Map((await api.tasks(successor.session_id)).map((task) => [keyOf(task), task]));
+    run.sessionId = successor.session_id;
+    if (successor.status === "active") {
+      run.reported = "active";
+    } else {
+      // Recovered before, by a window that crashed at this point.
+      delete run.reported;
+    }
+    run.status = "active";
+    delete run.child;
+    delete run.errorMessage;
+    delete run.news;
+    delete run.closed;
+    for (const task of run.tasks.filter(({ status }) => status !== "completed")) {
+      task.status = "pending";
+      delete task.errorMessage;
+      delete task.news;
+      delete task.claimUnanswered;
+      delete task.isRefused;
+      const found = carried.get(task.key);
+      if (found === undefined) {
+        // The API never had it.
+        delete task.taskId;
+        delete task.reported;
+      } else {
+        task.taskId = found.task_id;
+        task.reported = "pending";
+      }
+    }
+    keep();
+    await api.patchSession(successor.session_id, { metadata: this.behind(run, successor.session_id) });
+  }
+
+  /** The session that recovers the one given: a new one, or the one that did so before. */
+  private async succeed(session: Session): Promise<Session> {
+    const { log, machineId } = this.around;
+    const api = this.around.api();
+    // A machine that slept for a few minutes counts as offline, and an offline one gets no recovered sessions.
+    await announce(api, machineId(), log);
+    for (let round = 1; ; round++) {
+      if (!isEnded(session.status as OrchestrationRecord["status"])) {
+        await api.markStalled(session.session_id);
+      }
+      try {
+        return await api.recover(session.session_id, machineId());
+      } catch (error) {
+        // A heartbeat of its old process came in between, and made it active again.
+        if (ApiError.from(error).status !== 400 || round === ROUNDS) {
+          throw error;
+        }
+      }
+    }
+  }
+}
+
+function nameOf(session: Session): string {
+  return `Process ${String(processOf(session)?.pid ?? "")}`;
+}
