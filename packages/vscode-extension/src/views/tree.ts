@@ -13,7 +13,7 @@ export type Node =
   | { readonly kind: "machine"; readonly view: MachineView }
   | { readonly kind: "session"; readonly session: Session }
   | { readonly kind: "task"; readonly task: Task }
-  /** An orchestration of this window that the API has not heard of yet. */
+  /** An orchestration of this window that the API has not heard of, or that it was not yet asked about. */
   | { readonly kind: "local"; readonly orchestration: Orchestration }
   | { readonly kind: "local-task"; readonly task: TaskRecord; readonly orchestration: Orchestration }
   | { readonly kind: "note"; readonly text: string; readonly icon: string };
@@ -123,12 +123,8 @@ export class FleetTree implements vscode.TreeDataProvider<Node>, vscode.Disposab
 
   private untracked(machineId: string): Node[] {
     return this.orchestrations.live
-      .filter(({ run }) => run.machineId === machineId && !this.isListed(run.sessionId))
+      .filter(({ run }) => run.machineId === machineId && !isListed(run.sessionId, this.fleet))
       .map((orchestration) => ({ kind: "local", orchestration }));
-  }
-
-  private isListed(sessionId: string | undefined): boolean {
-    return this.fleet.machines.some(({ sessions }) => sessions.some((session) => session.session_id === sessionId));
   }
 
   private async tasks(sessionId: string): Promise<Node[]> {
@@ -238,9 +234,23 @@ export class FleetTree implements vscode.TreeDataProvider<Node>, vscode.Disposab
   private readonly showLocalChange = (): void => {
     this.pendingChange ??= setTimeout(() => {
       this.pendingChange = undefined;
-      this.changed.fire();
+      // A session that has come to be since the last look at the API is looked for at once.
+      if (this.view.visible && this.orchestrations.live.some(({ run }) => isUnseen(run.sessionId, this.fleet))) {
+        void this.refresh();
+      } else {
+        this.changed.fire();
+      }
     }, 1_000);
   };
+}
+
+function isListed(sessionId: string | undefined, { machines }: Fleet): boolean {
+  return machines.some(({ sessions }) => sessions.some((session) => session.session_id === sessionId));
+}
+
+/** Whether the API has a session that its last picture does not show, and answers. */
+function isUnseen(sessionId: string | undefined, fleet: Fleet): boolean {
+  return sessionId !== undefined && fleet.trouble === undefined && !isListed(sessionId, fleet);
 }
 
 /** Decides which actions a session offers: see `view/item/context` in package.json. */
@@ -279,10 +289,18 @@ function localItem(orchestration: Orchestration): vscode.TreeItem {
   const { run, state, finishedTasks } = orchestration;
   const item = new vscode.TreeItem(run.title, vscode.TreeItemCollapsibleState.Expanded);
   item.id = `local:${run.runId}`;
-  item.iconPath = new vscode.ThemeIcon("sync-ignored", new vscode.ThemeColor("list.warningForeground"));
-  item.description = `${String(finishedTasks)}/${String(run.tasks.length)} · not tracked yet`;
-  item.contextValue = state === "paused" ? "session.own.paused" : "session.own.running";
-  item.tooltip = "The API has not answered since this began. The work goes on; what it missed will be sent.";
+  const isTracked = run.sessionId !== undefined;
+  item.iconPath = isTracked
+    ? statusIcon(state === "paused" ? "paused" : "active")
+    : new vscode.ThemeIcon("sync-ignored", new vscode.ThemeColor("list.warningForeground"));
+  item.description = [
+    `${String(finishedTasks)}/${String(run.tasks.length)}`,
+    ...(isTracked ? [] : ["not tracked yet"]),
+  ].join(" · ");
+  item.contextValue = state === "paused" || state === "pausing" ? "session.own.paused" : "session.own.running";
+  item.tooltip = isTracked
+    ? `Session ${run.sessionId ?? ""}`
+    : "The API has not answered since this began. The work goes on; what it missed will be sent.";
   return item;
 }
 

@@ -85,7 +85,7 @@ describe("an orchestration that goes well", () => {
     await until("nothing is kept of a run that is over", () => !existsSync(join(editor.storage, "runs", record)));
   });
 
-  test("is paused by Ctrl+C in its terminal, resumed, and told to stop as completed", async () => {
+  test("is paused by Ctrl+C in its terminal and by closing it, resumed, and told to stop as completed", async () => {
     const folder = await editor.folder({ "plan.toml": gatedPlan("pause", "Pausing", ["first", "second", "third"]) });
     const gates = new Gates(folder);
     const shown = await open(folder);
@@ -105,6 +105,13 @@ describe("an orchestration that goes well", () => {
     await shown.command("Claude Projects: Resume Orchestration");
     await until("the second task is at work", () => gates.begun.at(-1)?.task === "second");
     expect(await statusOf()).toBe("active");
+
+    await shown.command("Terminal: Kill the Active Terminal Instance");
+    await until("the session is paused again", async () => (await statusOf()) === "paused");
+    await shown.page.locator(".terminal-wrapper").waitFor({ state: "detached" });
+    await shown.command("Claude Projects: Resume Orchestration");
+    await until("the second task has started anew", () => gates.begun.length === 4);
+    await shown.page.locator(".terminal-wrapper.active").waitFor();
 
     await shown.command("Claude Projects: Stop Orchestration");
     await shown.quickInput("Stop “Pausing”");
@@ -185,6 +192,10 @@ command = "echo last >> done; touch ended"
       // One attempt and three more (PRD 4.3), and then the work begins.
       const [log = ""] = (await editor.log()).split("“Offline” begins untracked");
       expect(log.match(/\[error\] Could not create the session: .*connection refused/g)).toHaveLength(4);
+      const waits = [...log.matchAll(/next attempt follows in ([\d.]+) s/g)]
+        .slice(0, 3)
+        .map(([, wait]) => Number(wait));
+      expect(waits.map((wait, index) => Math.round(wait / 2 ** index))).toEqual([1, 1, 1]);
       await until("the status bar says so", async () => (await shown.status()).includes("API away"));
       gates.open("first", "second");
       await until("the plan is done", () => gates.done.length === 2);

@@ -157,9 +157,32 @@ describe("when a window is closed", () => {
     windows.length = 0;
     expect(isAlive(scene.child)).toBe(false);
     expect(await backend.api().session(scene.sessionId)).toMatchObject({ status: "paused" });
+    expect((await backend.tasksOf(scene.sessionId))[1]?.metadata).toMatchObject({
+      blocked_because: "the window was closed",
+    });
     const next = await open(scene.folder);
     await next.press("was left behind at task 2 of 3", "Continue");
     await expectCompletion(scene, "closed", false);
+  });
+
+  test("what a person had paused is asked about, also where the rest goes on by itself", async () => {
+    const scene = await inTheMiddle("by-person");
+    await scene.window.command("Claude Projects: Pause Orchestration");
+    await scene.window.quickInput("Pause “Plan by-person”");
+    await scene.window.pick("Now");
+    await until("it is paused", async () => (await backend.api().session(scene.sessionId)).status === "paused");
+    await scene.window.close();
+    windows.length = 0;
+    await editor.configure({ leftBehind: "continue" });
+    try {
+      const next = await open(scene.folder);
+      await next.notification("was left behind at task 2 of 3").waitFor();
+      expect(await backend.api().session(scene.sessionId)).toMatchObject({ status: "paused" });
+      await next.press("was left behind at task 2 of 3", "Continue");
+      await expectCompletion(scene, "by-person", false);
+    } finally {
+      await editor.configure({});
+    }
   });
 
   test("but its host lives on: a second window is told, and takes over only when asked; the first one stops", async () => {

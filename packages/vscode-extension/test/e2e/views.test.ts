@@ -179,7 +179,13 @@ test.each([
   await until("the tree shows the task at work", async () =>
     (await window?.treeRow("Write the release notes").getAttribute("aria-label"))?.includes("in progress"),
   );
-  expect(await window.treeRow("ada-laptop").textContent()).toContain("this machine");
+  // The session is looked for as soon as it exists, and the machine is registered with it.
+  await until("the tree shows the session itself", async () => {
+    const [machine, session] = await Promise.all(
+      ["ada-laptop", "Release 2.4"].map(async (row) => (await window?.treeRow(row).textContent()) ?? ""),
+    );
+    return machine?.includes("this machine · 1 live") === true && session?.includes("♥") === true;
+  });
   expect(await window.treeRow("translations").textContent()).toContain("stalled");
   expect(await window.treeRow("dependency-updates").textContent()).toContain("failed");
   await until("the status bar says so", async () => /Release 2\.4\s+task 2\/4/.test((await window?.status()) ?? ""));
