@@ -192,14 +192,16 @@ test.each([
   await picture(window, `running-${name}`);
 
   if (name === "dark") {
-    await window.treeRow("translations").click({ button: "right" });
-    await window.page.getByRole("menuitem", { name: "Copy Session ID" }).waitFor();
+    await window.treeRow("translations").click();
+    await window.page.keyboard.press("Shift+F10");
+    await window.page.getByRole("menuitem", { name: "Recover Session" }).waitFor();
     await picture(window, "menu-dark");
     await window.page.keyboard.press("Escape");
+    await window.page.getByRole("menuitem", { name: "Recover Session" }).waitFor({ state: "detached" });
     await window.command("Claude Projects: Show Actions");
     await window.quickInput("Claude Projects");
     await picture(window, "actions-dark");
-    await window.page.keyboard.press("Escape");
+    await window.dismiss();
     await window.command("Claude Projects: Open Settings");
     // Most of them belong to the machine, which is a remote one here.
     await window.page.getByText(/^Remote \[/).click();

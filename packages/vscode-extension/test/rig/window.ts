@@ -3,6 +3,9 @@ import type { Locator, Page } from "playwright-core";
 import type { Editor } from "./editor.js";
 import { until } from "./until.js";
 
+/** Before the palette is tried again. */
+const PALETTE_PATIENCE_MS = 5_000;
+
 export class Window {
   /** The process id of its extension host. */
   host = 0;
@@ -33,12 +36,19 @@ export class Window {
 
   /** Runs a command by its title in the palette. */
   async command(title: string): Promise<void> {
-    await this.page.keyboard.press("F1");
     const input = this.page.locator(".quick-input-widget input.input");
-    await input.waitFor();
-    await input.fill(`>${title}`);
-    // Not before the list has been filtered: Enter runs what is marked at that moment.
-    await this.page.locator(".quick-input-list .monaco-list-row.focused", { hasText: title }).waitFor();
+    const marked = this.page.locator(".quick-input-list .monaco-list-row.focused", { hasText: title });
+    // Whatever is just being closed may close the palette with it: then it is opened again.
+    await until(`the palette has marked “${title}”`, async () => {
+      if (!(await input.isVisible())) {
+        await this.page.keyboard.press("F1");
+        await input.waitFor({ timeout: PALETTE_PATIENCE_MS });
+      }
+      await input.fill(`>${title}`, { timeout: PALETTE_PATIENCE_MS });
+      // Not before the list has been filtered: Enter runs what is marked at that moment.
+      await marked.waitFor({ timeout: PALETTE_PATIENCE_MS });
+      return true;
+    });
     await this.page.keyboard.press("Enter");
   }
 
@@ -60,6 +70,12 @@ export class Window {
   /** The quick input's title, once one is open. */
   async quickInput(title: string): Promise<void> {
     await this.page.locator(".quick-input-titlebar", { hasText: title }).waitFor();
+  }
+
+  /** Closes the quick input that is open. */
+  async dismiss(): Promise<void> {
+    await this.page.keyboard.press("Escape");
+    await this.page.locator(".quick-input-widget input.input").waitFor({ state: "hidden" });
   }
 
   notification(text: string): Locator {

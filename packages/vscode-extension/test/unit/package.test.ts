@@ -15,6 +15,12 @@ import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { outputFile, pruneOutput } from "../../src/orchestration/output.js";
 
+interface MenuItem {
+  readonly command: string;
+  readonly when?: string;
+  readonly group?: string;
+}
+
 const PACKAGE = join(import.meta.dirname, "../..");
 const README = readFileSync(join(PACKAGE, "README.md"), "utf8");
 const MANIFEST = JSON.parse(readFileSync(join(PACKAGE, "package.json"), "utf8")) as {
@@ -26,7 +32,7 @@ const MANIFEST = JSON.parse(readFileSync(join(PACKAGE, "package.json"), "utf8"))
         Record<string, { readonly markdownDescription?: string; readonly default: unknown }>
       >;
     };
-    readonly menus: Readonly<Record<string, readonly { readonly command: string; readonly when?: string }[]>>;
+    readonly menus: Readonly<Record<string, readonly MenuItem[]>>;
     readonly viewsWelcome: readonly { readonly contents: string }[];
     readonly walkthroughs: readonly {
       readonly steps: readonly {
@@ -59,6 +65,18 @@ describe("the manifest", () => {
     const listed = Object.values(menus).flatMap((items) => items.map(({ command }) => command));
     expect(linked.length).toBeGreaterThan(0);
     expect([...linked, ...listed].filter((command) => !known.has(command))).toEqual([]);
+  });
+
+  test("has every action of a row in its menu too, since only a mouse reaches those in the row itself", () => {
+    const items = menus["view/item/context"] ?? [];
+    const inRow = items.filter(({ group }) => group?.startsWith("inline") === true);
+    expect(inRow.length).toBeGreaterThan(0);
+    for (const { command, when } of inRow) {
+      expect(
+        items.some((item) => item.command === command && item.when === when && !item.group?.startsWith("inline")),
+        command,
+      ).toBe(true);
+    }
   });
 
   test("has pictures and texts of the walkthrough that exist, as those of the README do", () => {
