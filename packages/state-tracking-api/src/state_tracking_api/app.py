@@ -29,7 +29,7 @@ from state_tracking_api.http import (
     tasks,
 )
 from state_tracking_api.http.dispatch import Dispatcher
-from state_tracking_api.http.middleware import Cors, Envelope, Errors, Guard
+from state_tracking_api.http.middleware import Asgi, Cors, Envelope, Errors, Guard
 from state_tracking_api.http.route import LeanRoute
 from state_tracking_api.jobs import Scheduler
 from state_tracking_api.metrics import VERSION, Metrics, QueryTimer
@@ -58,7 +58,20 @@ class Resources:
     started: datetime
 
 
-def create_app(settings: Settings, *, now: Clock = clock.now, **client_options: Any) -> FastAPI:
+class Application(FastAPI):
+    """FastAPI reads the signatures and writes the document; requests go through our own layers alone."""
+
+    layers: Asgi
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """As an ASGI application: start and stop through FastAPI's router, everything else through the layers."""
+        if scope["type"] == "lifespan":
+            await self.router(scope, receive, send)
+        else:
+            await self.layers(scope, receive, send)
+
+
+def create_app(settings: Settings, *, now: Clock = clock.now, **client_options: Any) -> Application:
     """The application for these settings; nothing connects before it is used.
 
     `now` is the clock of everything in it, `client_options` go to the MongoDB client. Where the lifespan
@@ -103,7 +116,7 @@ def create_app(settings: Settings, *, now: Clock = clock.now, **client_options: 
                     await storage.close()
             log.get().info("Server stopped")
 
-    app = FastAPI(
+    app = Application(
         title="Claude Projects State Tracking API",
         version=VERSION,
         summary="Runtime state of long-running Claude orchestrations",
@@ -131,8 +144,7 @@ def create_app(settings: Settings, *, now: Clock = clock.now, **client_options: 
     routes = [route for route in app.router.routes if isinstance(route, LeanRoute)]
     inner = Dispatcher(routes, settings.request_timeout_ms / 1000, settings.db_timeout_ms / 1000)
     guard = Guard(inner, Keyring(settings.api_keys), limiter)
-    layers = Envelope(Cors(Errors(guard), settings.cors_origins), resources, now)
-    app.middleware_stack = _with_lifespan(app, layers)
+    app.layers = Envelope(Cors(Errors(guard), settings.cors_origins), resources, now)
     return app
 
 
@@ -162,15 +174,3 @@ async def _store_heartbeats(resources: Resources, now: Clock) -> None:
                 await analytics.add_heartbeats(resources.storage, now(), received, failed)
         except PyMongoError:
             resources.metrics.put_back_heartbeats(received, failed)
-
-
-def _with_lifespan(app: FastAPI, http: Envelope) -> Any:
-    """Start and stop through FastAPI's router, everything else through our layers."""
-
-    async def stack(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            await app.router(scope, receive, send)
-        else:
-            await http(scope, receive, send)
-
-    return stack

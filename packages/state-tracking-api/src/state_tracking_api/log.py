@@ -6,6 +6,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Mapping, MutableMapping
+from contextvars import ContextVar
 from typing import Any, BinaryIO, TextIO, cast
 
 import msgspec
@@ -13,8 +14,8 @@ import structlog
 
 from state_tracking_api import clock
 
-bind = structlog.contextvars.bind_contextvars
-clear = structlog.contextvars.clear_contextvars
+# One variable with everything in it: structlog's own has one for each name, and every line looks at them all.
+_context: ContextVar[dict[str, Any] | None] = ContextVar("log_context", default=None)
 
 _IDS = ("session_id", "task_id", "project_id", "machine_id")
 
@@ -30,9 +31,29 @@ def get() -> structlog.typing.FilteringBoundLogger:
     return _logger
 
 
+def clear() -> None:
+    """Begin anew, at the start of a request or of a job: nothing is bound."""
+    _context.set({})
+
+
+def bind(**context: Any) -> None:
+    """Add to every further line of the running request or job."""
+    bound = _context.get()
+    if bound is None:
+        _context.set(context)
+    else:
+        bound.update(context)
+
+
 def bind_ids(document: Mapping[str, Any]) -> None:
     """Bind the ids of a session, task or machine, so that every further line of the request has them."""
     bind(**{name: document[name] for name in _IDS if name in document})
+
+
+def _merged(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """What is bound and what the line itself says, which wins."""
+    bound = _context.get()
+    return {**bound, **event} if bound else event
 
 
 def configure(level: str, *, console: bool = False, stream: TextIO | None = None) -> None:
@@ -42,11 +63,10 @@ def configure(level: str, *, console: bool = False, stream: TextIO | None = None
     """
     out = stream or sys.stdout
     threshold = logging.getLevelNamesMapping()[level.upper()]
-    shared: list[structlog.typing.Processor] = [structlog.contextvars.merge_contextvars]
     if console:
         structlog.configure(
             processors=[
-                *shared,
+                _merged,
                 structlog.processors.add_log_level,
                 structlog.processors.TimeStamper("%H:%M:%S", utc=False),
                 structlog.dev.ConsoleRenderer(colors=out.isatty()),
@@ -57,7 +77,7 @@ def configure(level: str, *, console: bool = False, stream: TextIO | None = None
         )
     else:
         structlog.configure(
-            processors=[*shared, structlog.processors.format_exc_info, _render],
+            processors=[_merged, structlog.processors.format_exc_info, _render],
             wrapper_class=structlog.make_filtering_bound_logger(threshold),
             logger_factory=lambda *_: _Lines(out.buffer),
             cache_logger_on_first_use=False,

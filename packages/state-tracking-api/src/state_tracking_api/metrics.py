@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from collections.abc import Generator
 from importlib.metadata import version
 from typing import Any
 
@@ -101,14 +99,9 @@ class Metrics:
         """Show the state of the circuit breaker: closed, half_open or open."""
         self.circuit_state.set(_CIRCUIT[state])
 
-    @contextlib.contextmanager
-    def time_heartbeat(self) -> Generator[None]:
-        """Observe how long the block takes, in milliseconds, however it ends."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.heartbeat_latency.observe((time.perf_counter() - started) * 1000)
+    def time_heartbeat(self, started: float) -> None:
+        """Observe how long a heartbeat took that began at `started`, a reading of `time.perf_counter`."""
+        self.heartbeat_latency.observe((time.perf_counter() - started) * 1000)
 
     def count_heartbeat(self, status: int) -> None:
         """Count one heartbeat; it failed where the fault was ours, or it was one too many."""

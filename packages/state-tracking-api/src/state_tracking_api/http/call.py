@@ -60,6 +60,8 @@ class Call:
     accept: str = ""
     # Left out of the log by sampling, unless something goes wrong.
     quiet: bool = False
+    # Whether the answer has begun to be sent: from then on it can't become another one.
+    begun: bool = False
     headers: Headers = field(default_factory=list)
 
     @property

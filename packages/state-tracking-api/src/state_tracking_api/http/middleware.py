@@ -64,6 +64,7 @@ class Envelope:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                call.begun = True
                 headers = message.setdefault("headers", [])
                 headers.append((b"x-request-id", call.request_id.encode()))
                 headers.append((b"x-content-type-options", b"nosniff"))
@@ -109,7 +110,11 @@ class Cors(CORSMiddleware):
         )
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer preflights, add the headers to everything else."""
+        """Answer preflights, add the headers to what browsers of other origins ask, and let the rest through."""
+        if self.allow_all_origins and not any(name == b"origin" for name, _ in scope["headers"]):
+            # The same answer whatever the origin, so there is nothing to vary by.
+            await self.app(scope, receive, send)
+            return
         headers = Headers(scope=scope)
         if (
             scope["method"] == "OPTIONS"
@@ -138,15 +143,8 @@ class Errors:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one HTTP request; every failure becomes an answer."""
-        begun = False
-
-        async def watched(message: Any) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
         try:
-            await self._app(scope, receive, watched)
+            await self._app(scope, receive, send)
         except ClientDisconnected:
             raise
         except asyncio.CancelledError:
@@ -158,7 +156,7 @@ class Errors:
         except Exception as raised:
             call: Call = scope[SCOPE_KEY]
             error = self._as_api_error(raised, call)
-            if begun:
+            if call.begun:
                 raise
             await send_answer(rendered(error, call, scope["path"]), error.status, send)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Body, Query
@@ -189,7 +190,8 @@ async def heartbeat(
 
     A session that has ended answers 409, with `recovered_by` where another one has taken its work over.
     """
-    with call.resources.metrics.time_heartbeat():
+    started = time.perf_counter()
+    try:
         beaten = await sessions.heartbeat(
             call.storage,
             existing(session_id),
@@ -197,6 +199,8 @@ async def heartbeat(
             changes=current_task(body) if body else {},
             patch=body.metadata if body else None,
         )
+    finally:
+        call.resources.metrics.time_heartbeat(started)
     shown = _shown(beaten)
     if not call.quiet:
         log.get().info("Heartbeat received", last_heartbeat=shown["last_heartbeat"])
