@@ -49,10 +49,22 @@ faults: .venv/.dev ## Rounds of random faults for MINUTES=5; SEED=n repeats one 
 
 .PHONY: check
 check: .venv/.dev $(PART_CHECKS) ## Formatting, lint, types and import rules; starts no service
+	.ci/check-locks
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright
+
+.PHONY: audit
+audit: .venv/.dev node_modules/.installed ## Ask the public advisory databases about every locked version; needs the internet
+	for lock in requirements.lock requirements-dev.lock infra/requirements.lock infra/requirements-container.lock; do \
+	    $(BIN)/pip-audit --require-hashes --disable-pip --progress-spinner off --requirement $$lock || exit; done
+	$(PNPM) audit --prod
+
+.PHONY: fuzz
+fuzz: .venv/.dev ## Ask the API thousands of questions that nobody would ask: make fuzz EXAMPLES=200
+	FUZZ_EXAMPLES=$(or $(EXAMPLES),200) $(BIN)/pytest --quiet --timeout 0 \
+	    packages/state-tracking-api/tests/properties packages/state-tracking-api/tests/contract/test_openapi.py
 
 .PHONY: format
 format: .venv/.dev ## Put the code into shape

@@ -258,3 +258,35 @@ def test_the_generated_documents_are_up_to_date() -> None:
         [sys.executable, str(ROOT / "docs/reference/check.py")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_every_test_that_the_security_page_names_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", text("docs/SECURITY.md")))
+    exist = {
+        name
+        for folder in ("packages", "tests")
+        for path in (ROOT / folder).glob("**/test_*.py")
+        for name in re.findall(
+            r"^\s*(?:async )?def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE
+        )
+    }
+    assert len(named) > 20
+    assert named - exist == set()
+
+
+@pytest.mark.parametrize(
+    ("lock", "fault"),
+    [
+        ("httpx>=0.28 --hash=sha256:00", "httpx>=0.28 is not pinned with =="),
+        ("httpx==0.28.1", "httpx==0.28.1 has no hash"),
+        ("httpx==0.28.1 @ https://example.org/httpx.whl --hash=sha256:00", "httpx==0.28.1 names an address"),
+    ],
+)
+def test_a_lock_that_does_not_pin_what_it_brings_is_refused(tmp_path: Path, lock: str, fault: str) -> None:
+    (tmp_path / ".ci").mkdir()
+    (tmp_path / "requirements.lock").write_text(lock + "\n", encoding="utf-8")
+    (tmp_path / "pnpm-lock.yaml").write_text("    resolution: {integrity: sha512-00}\n", encoding="utf-8")
+    check = shutil.copy(ROOT / ".ci/check-locks", tmp_path / ".ci")
+    found = subprocess.run([sys.executable, check], capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    assert found.stderr == f"requirements.lock: {fault}\n"

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 
 import pytest
@@ -21,10 +20,9 @@ from hypothesis.stateful import (
 )
 
 from api_harness.api import Api, Json
+from api_harness.fuzzing import EXAMPLES, without_end
 from properties import model
 from properties.model import Codes, Model
-
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 
 PROJECTS = st.sampled_from(["alpha", "beta"])
 MACHINES = st.sampled_from(["one", "two", "three"])
@@ -275,7 +273,7 @@ class Calls(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(0 if EXAMPLES else 170)
+@without_end
 def test_the_api_does_what_the_model_says_whatever_the_order_of_calls(api: Api) -> None:
     """A step that differs is shrunk to the shortest sequence of calls that still differs, and printed."""
 
