@@ -233,12 +233,15 @@ class Cluster:
         deadline = loop.time() + seconds
         while True:
             said = await self._members(10)
-            states = [one and (one["isWritablePrimary"], one["secondary"]) for one in said.values()]
-            if sorted(one or (False, False) for one in states) == [
-                (False, True),
-                (False, True),
-                (True, False),
-            ]:
+            roles = [
+                "primary"
+                if one and one["isWritablePrimary"]
+                else "secondary"
+                if one and one["secondary"]
+                else ""
+                for one in said.values()
+            ]
+            if sorted(roles) == ["primary", "secondary", "secondary"]:
                 return
             assert loop.time() < deadline, f"the replica set is not whole: {said}"
             await asyncio.sleep(0.1)

@@ -28,7 +28,8 @@ from claude_projects import (
     calls,
     track,
 )
-from claude_projects.exchange import Steps
+from claude_projects.exchange import Call, Steps
+from claude_projects.models import Recovery
 
 HEARTBEAT = 0.5
 PIECE_SECONDS = 0.25
@@ -84,7 +85,7 @@ def adopted(session: Session) -> Callable[[], Steps[Session]]:
     return opening
 
 
-def recovering(last: Session, order: Order) -> calls.Call[calls.Recovery] | None:
+def recovering(last: Session, order: Order) -> Call[Recovery] | None:
     """The call that takes over what was left behind; None where nothing was. What is open is created anew."""
     if last.status not in {"stalled", "failed"}:
         return None

@@ -64,7 +64,7 @@ class Application(FastAPI):
     layers: Asgi
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """As an ASGI application: start and stop through FastAPI's router, everything else through the layers."""
+        """As an ASGI application: start and stop through FastAPI's router, the rest through the layers."""
         if scope["type"] == "lifespan":
             await self.router(scope, receive, send)
         else:

@@ -33,7 +33,9 @@ class ApiKey(BaseModel, frozen=True):
 
 
 # Every request has two of them, its key and an id; a parser costs eight times what matching does.
-_UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
+_UUID4 = re.compile(
+    r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII
+)
 
 
 def is_uuid4(text: str) -> bool:

@@ -110,7 +110,7 @@ class Cors(CORSMiddleware):
         )
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer preflights, add the headers to what browsers of other origins ask, and let the rest through."""
+        """Answer preflights, add the headers to what browsers ask from elsewhere, let the rest through."""
         if self.allow_all_origins and not any(name == b"origin" for name, _ in scope["headers"]):
             # The same answer whatever the origin, so there is nothing to vary by.
             await self.app(scope, receive, send)
@@ -149,7 +149,7 @@ class Errors:
             raise
         except asyncio.CancelledError:
             # uvicorn's last word to what is still under way when the time for a clean end is over.
-            if begun:
+            if scope[SCOPE_KEY].begun:
                 raise
             error = ServiceUnavailable("The server is shutting down; try again", headers={"Retry-After": "1"})
             await send_answer(rendered(error, scope[SCOPE_KEY], scope["path"]), error.status, send)
