@@ -94,6 +94,8 @@ def _obey(received: bytes, group: int) -> None:
 def _start(order: dict[str, Any]) -> "subprocess.Popen[bytes]":
     command: str | list[str] = order["command"]
     argv = ["/bin/sh", "-c", command] if isinstance(command, str) else command
+    # The key opens every session of everybody, and what a command prints ends up in logs and error messages.
+    inherited = {name: value for name, value in os.environ.items() if name != "CLAUDE_PROJECTS_API_KEY"}
     with (
         Path(order["stdin"]).open("rb") as stdin,
         Path(order["stdout"]).open("ab") as stdout,
@@ -104,7 +106,7 @@ def _start(order: dict[str, Any]) -> "subprocess.Popen[bytes]":
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
-            env={**os.environ, **order["environment"]},
+            env={**inherited, **order["environment"]},
             start_new_session=True,
             preexec_fn=_die_with_parent,  # noqa: PLW1509 - the guard has one thread
         )

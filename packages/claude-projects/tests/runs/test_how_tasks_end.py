@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -280,6 +281,41 @@ def test_prompts_reach_the_command_by_placeholder_by_environment_and_on_standard
     assert read["4"] == "---n; $(touch bad) ü--"
     assert read["5"] == "it's; $(touch bad)"
     assert "bad" not in read
+
+
+def test_a_command_does_not_find_the_api_key_in_its_environment(
+    server: Server, machines: Machines, project: str
+) -> None:
+    machine = machines(server.url)
+    text = f"""
+        project_id = "{project}"
+        [[tasks]]
+        name = "curious"
+        command = "env > environment"
+    """
+    run = machine.do("run", machine.plan(text))
+    assert run.code == Exit.OK, run.err
+    found = (machine.work / "environment").read_text()
+    assert f"CLAUDE_PROJECTS_URL={server.url}" in found, "the environment was written down"
+    assert machine.key not in found
+
+
+def test_logs_and_journals_are_for_their_owner_alone(
+    server: Server, machines: Machines, project: str
+) -> None:
+    machine = machines(server.url)
+    text = f"""
+        project_id = "{project}"
+        [[tasks]]
+        name = "write it"
+        command = "echo secret"
+    """
+    run = machine.do("run", machine.plan(text))
+    assert run.code == Exit.OK, run.err
+    (log,) = machine.home.rglob("*.out.log")
+    assert log.read_text() == "secret\n"
+    assert stat.S_IMODE(log.parent.stat().st_mode) == 0o700
+    assert (log.parent / "journal.jsonl").exists()
 
 
 @pytest.mark.parametrize("is_error", [False, True])
