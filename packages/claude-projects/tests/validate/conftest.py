@@ -39,3 +39,9 @@ def validations(
 def healthy(validations: dict[str, Validated]) -> Validated:
     """The validation of the healthy server, which still runs."""
     return validations[HEALTHY]
+
+
+@pytest.fixture
+def standing(deployments: dict[str, Deployment]) -> Deployment:
+    """The healthy server, for tests that need none of the validations."""
+    return deployments[HEALTHY]

@@ -19,6 +19,9 @@ from client_harness.server import KEY
 from client_harness.waiting import until
 from client_harness.wire import Fault, Wire
 
+# Five whole validations come before the first test.
+pytestmark = pytest.mark.timeout(600)
+
 # What each defect breaks; everything else must hold.
 RED = {
     "detection-off": "failure-detection",
@@ -151,22 +154,22 @@ def test_what_was_not_chosen_is_named_and_what_was_measured_counts(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_validation_that_is_broken_off_cleans_up(
-    healthy: Validated, tmp_path: Path, number: signal.Signals
+    standing: Deployment, tmp_path: Path, number: signal.Signals
 ) -> None:
-    process = _under_load(healthy.deployment, tmp_path)
+    process = _under_load(standing, tmp_path)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, f"{out} {err}"
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["interrupted"]
     assert not report["held"]
-    assert _left_behind(healthy.deployment, report["project_id"]) == 0
+    assert _left_behind(standing, report["project_id"]) == 0
 
 
 def test_a_second_signal_leaves_the_rest_and_says_how_to_delete_it(
-    healthy: Validated, tmp_path: Path
+    standing: Deployment, tmp_path: Path
 ) -> None:
-    process = _under_load(healthy.deployment, tmp_path)
+    process = _under_load(standing, tmp_path)
     # Two that differ: the same one twice may count once.
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)
@@ -175,9 +178,9 @@ def test_a_second_signal_leaves_the_rest_and_says_how_to_delete_it(
     said = re.search(r"Not all was deleted; try: claude-projects (.*)", err)
     assert said, err
     line = said[1].split()
-    assert _left_behind(healthy.deployment, line[-1]) > 0
+    assert _left_behind(standing, line[-1]) > 0
     assert _run(*line, "--api-key", KEY).returncode == 0
-    assert _left_behind(healthy.deployment, line[-1]) == 0
+    assert _left_behind(standing, line[-1]) == 0
 
 
 def test_a_signal_during_the_clean_up_does_not_end_it() -> None:
@@ -190,15 +193,15 @@ def test_a_signal_during_the_clean_up_does_not_end_it() -> None:
 
 
 def test_what_a_killed_validation_left_is_cleaned_up_by_its_project(
-    healthy: Validated, tmp_path: Path
+    standing: Deployment, tmp_path: Path
 ) -> None:
-    process = _under_load(healthy.deployment, tmp_path)
+    process = _under_load(standing, tmp_path)
     process.kill()
     process.communicate(timeout=30)
-    project = healthy.deployment.get("/api/sessions?status=active")["sessions"][0]["project_id"]
-    done = _run("validate", *_address(healthy.deployment), "--clean-up", project)
+    project = standing.get("/api/sessions?status=active")["sessions"][0]["project_id"]
+    done = _run("validate", *_address(standing), "--clean-up", project)
     assert done.returncode == 0
-    assert _left_behind(healthy.deployment, project) == 0
+    assert _left_behind(standing, project) == 0
 
 
 @pytest.mark.parametrize(
@@ -225,17 +228,17 @@ def test_a_wrong_command_line_is_told_before_anything_is_done(arguments: tuple[s
         (("--watch", "sometimes"), 2),
     ],
 )
-def test_what_cannot_begin_says_why(healthy: Validated, arguments: tuple[str, str], code: int) -> None:
-    done = _run("validate", *_address(healthy.deployment), *arguments)
+def test_what_cannot_begin_says_why(standing: Deployment, arguments: tuple[str, str], code: int) -> None:
+    done = _run("validate", *_address(standing), *arguments)
     assert done.returncode == code, done.stderr
     assert done.stderr.startswith("claude-projects: ")
 
 
-def test_the_uptime_watch_goes_on_where_it_was_broken_off(healthy: Validated, tmp_path: Path) -> None:
+def test_the_uptime_watch_goes_on_where_it_was_broken_off(standing: Deployment, tmp_path: Path) -> None:
     file = tmp_path / "watch.jsonl"
     flags = ("--watch-interval", "0.1", "--watch-file", str(file))
     process = subprocess.Popen(
-        command("validate", *_address(healthy.deployment), "--watch", "24h", *flags),
+        command("validate", *_address(standing), "--watch", "24h", *flags),
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -249,15 +252,15 @@ def test_the_uptime_watch_goes_on_where_it_was_broken_off(healthy: Validated, tm
     before = len(file.read_text().splitlines())
     with file.open("a") as torn:
         torn.write('{"at": 17')  # as a kill in the middle of a write leaves it
-    done = _run("validate", *_address(healthy.deployment), "--watch", "2s", *flags)
+    done = _run("validate", *_address(standing), "--watch", "2s", *flags)
     assert done.returncode == 0, done.stderr
     assert "Going on with" in done.stderr
     assert len(file.read_text().splitlines()) > before
     assert "Uptime 100.000 % (target 99.5 %): held." in done.stdout
 
 
-def test_the_uptime_watch_is_red_after_an_outage(healthy: Validated, tmp_path: Path) -> None:
-    wire = Wire(healthy.deployment.port)
+def test_the_uptime_watch_is_red_after_an_outage(standing: Deployment, tmp_path: Path) -> None:
+    wire = Wire(standing.port)
     lost: list[Fault | bytes] = ["lose request"] * 1000
 
     def cut(_: str) -> None:
