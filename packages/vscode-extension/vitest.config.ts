@@ -18,7 +18,8 @@ export default defineConfig({
         test: {
           name: "e2e",
           include: ["test/e2e/**/*.test.ts"],
-          testTimeout: 240_000,
+          // Each step has a patience of its own; what bounds the whole only has to be longer than a slow machine takes.
+          testTimeout: 600_000,
           hookTimeout: 240_000,
           // One file mostly waits for minutes to pass; beside it, one editor at a time is enough for two cores.
           maxWorkers: 2,

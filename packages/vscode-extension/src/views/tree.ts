@@ -171,7 +171,8 @@ export class FleetTree implements vscode.TreeDataProvider<Node>, vscode.Disposab
       title,
       own === undefined ? vscode.TreeItemCollapsibleState.Collapsed : vscode.TreeItemCollapsibleState.Expanded,
     );
-    const silence = since(ended ? (session.completed_at ?? session.updated_at) : session.last_heartbeat);
+    const heartbeat = own?.tracker.lastHeartbeat ?? session.last_heartbeat;
+    const silence = since(ended ? (session.completed_at ?? session.updated_at) : heartbeat);
     const detail =
       session.recovered_by !== null
         ? "continued"
