@@ -29,8 +29,8 @@ SETTINGS = {
     "SCHEDULER": "on",
     "STALL_THRESHOLD_MS": str(STALL_THRESHOLD_MS),
     "STALL_SCAN_INTERVAL_SECONDS": "1",
-    "DB_TIMEOUT_MS": "3000",
-    "REQUEST_TIMEOUT_MS": "6000",
+    "DB_TIMEOUT_MS": "5000",
+    "REQUEST_TIMEOUT_MS": "8000",
     "RATE_LIMIT_PER_MINUTE": "1000000",
 }
 # Longer than a busy machine needs to answer a heartbeat, and shorter than a round.
@@ -145,7 +145,7 @@ class Cluster:
             self.servers[name].start()
         await self.served()
 
-    async def served(self, seconds: float = 90.0) -> None:
+    async def served(self, seconds: float = 180.0) -> None:
         """Wait until every server answers from the database."""
 
         async def answers(name: str) -> None:
@@ -227,21 +227,17 @@ class Cluster:
         await self.whole()
         await self.served()
 
-    async def whole(self, seconds: float = 90.0) -> None:
+    async def whole(self, seconds: float = 180.0) -> None:
         """Wait until there is a primary and every other member follows it."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         while True:
             said = await self._members(10)
-            roles = [
-                "primary"
-                if one and one["isWritablePrimary"]
-                else "secondary"
-                if one and one["secondary"]
-                else ""
+            states = [
+                (bool(one and one["isWritablePrimary"]), bool(one and one["secondary"]))
                 for one in said.values()
             ]
-            if sorted(roles) == ["primary", "secondary", "secondary"]:
+            if sorted(states) == [(False, True), (False, True), (True, False)]:
                 return
             assert loop.time() < deadline, f"the replica set is not whole: {said}"
             await asyncio.sleep(0.1)

@@ -21,7 +21,7 @@ from fault_harness.schedule import Fault, Scene, schedule
 from fault_harness.state import State, wrong_steps, wrong_with
 from fault_harness.watcher import Watcher, whole_state
 
-SETTLE_SECONDS = 90.0
+SETTLE_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ async def play(cluster: Cluster, seed: int, shape: Shape, directory: Path) -> Ou
         watcher = Watcher(client, database, record)
         watching = asyncio.create_task(watcher.watch(shape.watch_every))
         expected = {name for name in clients.names if not name.endswith("-there")}
-        await until(lambda: expected <= record.heard.keys(), "every client has said something", 90)
+        await until(lambda: expected <= record.heard.keys(), "every client has said something", 180)
         began = loop.time()
         await _inflict(cluster, clients, faults, shape.seconds, record)
         with contextlib.suppress(AssertionError):  # a busy machine; fewer will do
