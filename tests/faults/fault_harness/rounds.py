@@ -60,7 +60,7 @@ class Shape:
         return replace(self, mutant=mutant)
 
 
-SHORT = Shape(seconds=15, items=4)
+SHORT = Shape(seconds=12, items=3, sdk=("async",))
 """For `make test`."""
 QUICK = Shape(
     seconds=1, requests=400, servers=1, callers=16, pause=0.05, sdk=(), runs=0, gap=0, watch_every=0.1
