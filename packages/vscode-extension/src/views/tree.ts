@@ -166,7 +166,9 @@ export class FleetTree implements vscode.TreeDataProvider<Node>, vscode.Disposab
   private sessionItem(session: Session): vscode.TreeItem {
     const own = this.own(session);
     const title = own?.run.title ?? titleOf(session);
-    const ended = session.status === "completed" || session.status === "failed";
+    // Where this window knows how it ended, the API may still have to hear of it.
+    const status = own?.isOver === true ? own.run.status : session.status;
+    const ended = status === "completed" || status === "failed";
     const item = new vscode.TreeItem(
       title,
       own === undefined ? vscode.TreeItemCollapsibleState.Collapsed : vscode.TreeItemCollapsibleState.Expanded,
@@ -177,22 +179,25 @@ export class FleetTree implements vscode.TreeDataProvider<Node>, vscode.Disposab
       session.recovered_by !== null
         ? "continued"
         : ended
-          ? `${session.status} · ${silence}`
-          : session.status === "active"
+          ? `${status} · ${silence}`
+          : status === "active"
             ? `♥ ${silence}`
-            : `${session.status} · ♥ ${silence}`;
+            : `${status} · ♥ ${silence}`;
     item.id = `session:${session.session_id}`;
-    item.iconPath = statusIcon(session.status);
+    item.iconPath = statusIcon(status);
     item.description =
       own === undefined ? detail : `${String(own.finishedTasks)}/${String(own.run.tasks.length)} · ${detail}`;
     item.contextValue = sessionContext(session, own);
     item.tooltip = sessionTooltip(session);
-    item.accessibilityInformation = { label: `${title}, ${session.status}, ${detail}` };
+    item.accessibilityInformation = { label: `${title}, ${status}, ${detail}` };
     return item;
   }
 
+  /** The orchestration of this window that a session stands for, unless it goes on elsewhere. */
   private own(session: Session): Orchestration | undefined {
-    return this.orchestrations.live.find(({ run }) => run.sessionId === session.session_id);
+    return this.orchestrations.all.find(
+      ({ run, state }) => run.sessionId === session.session_id && state !== "replaced" && state !== "suspended",
+    );
   }
 
   private describe(): void {
@@ -256,13 +261,11 @@ function isUnseen(sessionId: string | undefined, fleet: Fleet): boolean {
 
 /** Decides which actions a session offers: see `view/item/context` in package.json. */
 function sessionContext(session: Session, own: Orchestration | undefined): string {
-  if (own !== undefined) {
+  if (own?.isOver === false) {
     return own.state === "paused" || own.state === "pausing" ? "session.own.paused" : "session.own.running";
   }
-  if (session.status === "completed") {
-    return "session.completed";
-  }
-  return `session.foreign.${session.status}`;
+  const status = own?.run.status ?? session.status;
+  return status === "completed" ? "session.completed" : `session.foreign.${status}`;
 }
 
 function sessionTooltip(session: Session): vscode.MarkdownString {

@@ -225,6 +225,7 @@ test.each([
   gates.open("notes", "changelog");
   // There is no repository here: the last task fails, and its notification says why.
   await window.notification("Tag the release").waitFor();
+  await window.treeRow("3/4 · failed").waitFor();
   await picture(window, `failed-${name}`);
 });
 
