@@ -52,7 +52,11 @@ export class StatusBar implements vscode.Disposable {
     this.item.text = [
       `$(${ICONS[shown.state]}) ${shown.run.title}`,
       progress(shown),
-      ...(shown.isOver ? [] : [trouble ?? heartbeat(shown)]),
+      ...(trouble === undefined ? [] : [trouble]),
+      // The longer the API is away, the more this says.
+      ...(shown.isOver || (trouble !== undefined && shown.tracker.lastHeartbeat === undefined)
+        ? []
+        : [heartbeat(shown)]),
       ...(others > 0 ? [`+${String(others)}`] : []),
     ].join("  ");
     this.item.backgroundColor =

@@ -242,7 +242,7 @@ test("an API that is away is said, with the last picture of the sessions and the
       .locator(".tree-explorer-viewlet-tree-view .message", { hasText: "does not answer" })
       .first()
       .waitFor();
-    await until("the status bar says so", async () => (await window?.status())?.includes("API away"));
+    await until("the status bar says so", async () => /API away\s+\d+ s/.test((await window?.status()) ?? ""));
     await picture(window, "offline");
   } finally {
     await backend.up();
