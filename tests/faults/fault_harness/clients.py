@@ -19,7 +19,7 @@ from fault_harness.history import Json, clock
 from fault_harness.processes import Proc
 
 HERE = Path(__file__).parent
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 _COMMAND = """
 f() {{
     read -r up _ < /proc/uptime
@@ -63,6 +63,9 @@ class Clients:
     """Starts and supervises the clients of one round."""
 
     def __init__(self, cluster: Cluster, directory: Path, seed: int, world: str) -> None:
+        assert FAKETIME, (
+            "libfaketime is needed to set the clients' clocks wrong: .ci/system-packages faketime"
+        )
         self._cluster, self._directory, self._world = cluster, directory, world
         self._seed = seed
         self._tasks: list[asyncio.Task[None]] = []
