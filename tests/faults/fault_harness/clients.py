@@ -63,9 +63,7 @@ class Clients:
     """Starts and supervises the clients of one round."""
 
     def __init__(self, cluster: Cluster, directory: Path, seed: int, world: str) -> None:
-        assert FAKETIME, (
-            "libfaketime is needed to set the clients' clocks wrong: .ci/system-packages faketime"
-        )
+        assert FAKETIME, "libfaketime is missing, to set clocks wrong: .ci/system-packages faketime"
         self._cluster, self._directory, self._world = cluster, directory, world
         self._seed = seed
         self._tasks: list[asyncio.Task[None]] = []
