@@ -74,7 +74,7 @@ async def _clear_current_task(storage: Storage, session_id: str, stamp: Stamp) -
         change = {"$set": {"current_task_id": None, "updated_at": stamp.now}, "$inc": {"revision": 1}}
         await storage.sessions.update_one(live, change, session=txn)
 
-    await storage.transaction(work, contended=session_id)
+    await storage.transaction(work, session_id)
 
 
 async def _complete_timestamp(storage: Storage, session_id: str, stamp: Stamp) -> None:

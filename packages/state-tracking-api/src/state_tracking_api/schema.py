@@ -100,6 +100,7 @@ VALIDATORS: Mapping[str, Document] = {
             "recovered_by": _OPTIONAL_TEXT,
             "stall_threshold_ms": _OPTIONAL_NUMBER,
             "fenced": {"bsonType": "bool"},
+            "left_tasks": {"bsonType": "array", "items": {"bsonType": "string"}},
             "events": _EVENTS,
         },
     ),

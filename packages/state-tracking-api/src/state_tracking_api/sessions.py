@@ -164,7 +164,7 @@ async def heartbeat(
 
     One findOneAndUpdate for a session that is active or paused, a second one for one that is stalled, which
     becomes active. Only where both find nothing is the reason looked up: one that has ended or was fenced
-    off raises Conflict.
+    off raises Conflict; a `current_task_id` that has been overtaken by the end of that task is left aside.
     """
     fields = {"last_heartbeat": stamp.now, "updated_at": stamp.now, **changes}
     beaten = await _update_in_place(storage, session_id, _BEATING, fields, patch)
@@ -172,35 +172,47 @@ async def heartbeat(
         return beaten
     happened = event(stamp, SessionStatus.STALLED, SessionStatus.ACTIVE, HEARTBEAT)
     revival = {**fields, "status": str(SessionStatus.ACTIVE)}
+    was_silent = False
 
     async def revive() -> Document:
+        nonlocal was_silent
         revived = await _update_in_place(
             storage, session_id, (SessionStatus.STALLED,), revival, patch, happened
         )
+        was_silent = revived is not None
         return revived or await storage.transaction(thoroughly, session_id)
 
     async def thoroughly(txn: Transaction) -> Document:
+        nonlocal was_silent
         session = await get(storage, session_id, txn)
         if not is_live(session):
             raise transitions.ended(session)
         if is_fenced(session):
             raise transitions.fenced(session)
-        merged = _merged(session, patch)
+        was_silent = session["status"] == SessionStatus.STALLED
         condition: Document = {"session_id": session_id, "status": session["status"]}
-        update: Document = {
-            **_never_back({**fields, **merged}),
-            "$push": {"beats": _beat(stamp.now)},
-        }
-        if session["status"] == SessionStatus.STALLED:
-            update = {
-                **_never_back({**revival, **merged}),
-                "$push": {"beats": _beat(stamp.now), "events": pushed(happened)},
-            }
+        added: Document = {"beats": _beat(stamp.now)}
+        said = fields
+        if was_silent:
+            said, added = revival, {**added, "events": pushed(happened)}
+        if await _has_left(storage, txn, session_id, said):
+            said = {name: value for name, value in said.items() if name != "current_task_id"}
+        update = {**_never_back({**said, **_merged(session, patch)}), "$push": added}
         return await _write(storage, txn, condition, update)
 
     beaten = await _one_active(storage, session_id, revive)
-    _log("Heartbeat of a session that was silent", beaten)
+    if was_silent:
+        _log("Heartbeat of a session that was silent", beaten)
     return beaten
+
+
+async def _has_left(storage: Storage, txn: Transaction, session_id: str, said: Mapping[str, Any]) -> bool:
+    """Whether the current task that a heartbeat names is in progress no longer."""
+    left = {"session_id": session_id, "left_tasks": said.get("current_task_id")}
+    return (
+        left["left_tasks"] is not None
+        and await storage.sessions.find_one(left, {"_id": 1}, session=txn) is not None
+    )
 
 
 def _beat(now: datetime) -> Document:
@@ -235,6 +247,8 @@ async def _update_in_place(
     added: Document = {}
     if "last_heartbeat" in fields:
         added["beats"] = _beat(fields["last_heartbeat"])
+        if fields.get("current_task_id") is not None:
+            condition["left_tasks"] = {"$ne": fields["current_task_id"]}
     if happened is not None:
         added["events"] = pushed(happened)
     update: Any = _never_back(fields)

@@ -28,6 +28,9 @@ from state_tracking_api.storage import Storage, Transaction
 from state_tracking_api.transitions import WITHOUT_EVENTS
 
 _LIVE = {"$in": [str(status) for status in LIVE]}
+# A session remembers so many of the tasks that are no longer in progress: a heartbeat that was sent before
+# one of them was finished, and comes after it, must not make it the current one again.
+_LEFT_TASKS_KEPT = 20
 
 
 def presented(task: Document) -> Json:
@@ -227,15 +230,20 @@ async def _follow(storage: Storage, txn: Transaction, task: Document, to: TaskSt
         condition["fenced"] = {"$ne": True}
         fields = {"current_task_id": task["task_id"], "updated_at": now}
         followed = await storage.sessions.update_one(
-            condition, {"$set": fields, "$inc": {"revision": 1}}, session=txn
+            condition,
+            {"$set": fields, "$pull": {"left_tasks": task["task_id"]}, "$inc": {"revision": 1}},
+            session=txn,
         )
     else:
+        none: list[str] = []
+        left = {"$concatArrays": [{"$ifNull": ["$left_tasks", none]}, [task["task_id"]]]}
         is_current = {"$eq": ["$current_task_id", task["task_id"]]}
         cleared = [
             {
                 "$set": {
                     "current_task_id": {"$cond": [is_current, None, "$current_task_id"]},
                     "updated_at": {"$cond": [is_current, now, "$updated_at"]},
+                    "left_tasks": {"$slice": [left, -_LEFT_TASKS_KEPT]},
                     "revision": {"$add": [{"$ifNull": ["$revision", 0]}, 1]},
                 }
             }
@@ -261,7 +269,13 @@ async def delete(storage: Storage, task_id: str, stamp: Stamp) -> None:
             happened |= {"task_id": task_id, "task_name": task["task_name"]}
             await storage.sessions.update_one(
                 {"session_id": task["session_id"]},
-                {"$push": {"events": pushed(happened)}, "$inc": {"revision": 1}},
+                {
+                    "$push": {
+                        "events": pushed(happened),
+                        "left_tasks": {"$each": [task_id], "$slice": -_LEFT_TASKS_KEPT},
+                    },
+                    "$inc": {"revision": 1},
+                },
                 session=txn,
             )
             await storage.sessions.update_one(

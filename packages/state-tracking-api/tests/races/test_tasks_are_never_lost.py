@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from api_harness import load
-from api_harness.api import Api, Json, unique
+from api_harness.api import Api, Json, expect, unique
 from api_harness.pair import Pair, statuses
 from api_harness.servers import Documents
 
@@ -96,4 +98,47 @@ async def test_the_current_task_is_always_one_in_progress(pair: Pair, api: Api) 
         tasks = [api.task_in(session, "in_progress")["task_id"] for _ in range(20)]
         ends = [pair.patch(f"/api/tasks/{task}", {"status": "completed"}) for task in tasks]
         assert statuses(await load.at_once(*ends)) == {200: 20}
+        assert api.read_session(session)["current_task_id"] is None
+
+
+@pytest.mark.parametrize("end", ["completed", "failed", "blocked", "deleted"])
+@pytest.mark.parametrize("status", ["active", "stalled"])
+def test_a_heartbeat_overtaken_by_the_end_of_its_task_does_not_bring_the_task_back(
+    api: Api, end: str, status: str
+) -> None:
+    """A client beats beside its work: the heartbeat that names a task may arrive after the task's end."""
+    session = api.session()
+    task = api.task_in(session, "in_progress")
+    if end == "deleted":
+        expect(api.delete(f"/api/tasks/{task['task_id']}"), 204)
+    else:
+        api.set_task(task, end)
+    if status == "stalled":
+        api.set_session(session, "stalled")
+    late = expect(
+        api.act(session, "heartbeat", {"current_task_id": task["task_id"], "metadata": {"a": 1}}), 200
+    )
+    assert (late["status"], late["current_task_id"], late["metadata"]) == ("active", None, {"a": 1})
+    assert late["last_heartbeat"] > session["last_heartbeat"]
+
+
+def test_a_task_that_is_taken_up_again_is_the_current_one_again(api: Api) -> None:
+    session = api.session()
+    task = api.set_task(api.task_in(session, "blocked"), "in_progress")
+    beaten = expect(api.act(session, "heartbeat", {"current_task_id": task["task_id"]}), 200)
+    assert beaten["current_task_id"] == task["task_id"]
+
+
+async def test_heartbeats_beside_the_end_of_a_task_leave_no_current_task(pair: Pair, api: Api) -> None:
+    for _ in range(ROUNDS):
+        session = api.session()
+        task = api.task_in(session, "in_progress")
+        beat = {"current_task_id": task["task_id"]}
+        path = f"/api/sessions/{session['session_id']}/heartbeat"
+        answers = await load.at_once(
+            *(pair.post(path, beat) for _ in range(CREATIONS // 2)),
+            pair.patch(f"/api/tasks/{task['task_id']}", {"status": "completed"}),
+            *(pair.post(path, beat) for _ in range(CREATIONS // 2)),
+        )
+        assert set(statuses(answers)) == {200}
         assert api.read_session(session)["current_task_id"] is None
