@@ -24,7 +24,7 @@ def mongod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongod]:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def service(mongod: Mongod, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """`serve`; the value is the environment of whoever runs the commands, the server's own included."""
     directory = tmp_path_factory.mktemp("service")

@@ -24,7 +24,7 @@ def mongod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongod]:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(mongod: Mongod, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that nobody harms. Sessions are stalled after three minutes, unless a test says otherwise."""
     running = Server(mongod.uri, "shared", tmp_path_factory.mktemp("server") / "log")
@@ -33,7 +33,7 @@ def server(mongod: Mongod, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     running.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def nervous(mongod: Mongod, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that nobody harms, and that calls sessions stalled after 3 seconds."""
     running = Server(

@@ -13,7 +13,7 @@ from validate_harness import HEALTHY, Deployment, Validated, deploy, validate
 from state_tracking_api.embedded import Mongod
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def deployments(mongod: Mongod, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Deployment]]:
     """A server of each kind."""
     running = deploy(mongod.uri, tmp_path_factory.mktemp("deployments"))
@@ -27,7 +27,7 @@ def deployments(mongod: Mongod, tmp_path_factory: pytest.TempPathFactory) -> Ite
             process.wait(30)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def validations(
     deployments: dict[str, Deployment], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Validated]:
