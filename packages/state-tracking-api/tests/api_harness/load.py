@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -67,38 +67,22 @@ async def breathe() -> None:
     await asyncio.sleep(0)
 
 
-async def p95_of(send: Callable[[], Awaitable[httpx.Response]], times: int, rounds: int = 3) -> float:
-    """The 95th percentile in seconds of `times` concurrent requests, each of which must answer 200.
-
-    The first round opens the connections and is not counted, as a client that heartbeats keeps its
-    connection open. Of the others the best one counts: what is asked for is the server's time, not that of
-    its neighbours on the same machine.
-    """
-
-    async def timed() -> float:
-        begin = time.perf_counter()
-        answer = await send()
-        assert answer.status_code == 200, answer.text
-        return time.perf_counter() - begin
-
-    await asyncio.gather(*(timed() for _ in range(times)))
-    return min(
-        [percentile(await asyncio.gather(*(timed() for _ in range(times))), 95) for _ in range(rounds)]
-    )
-
-
-async def p95_on_the_wire(base_url: str, path: str, callers: int, rounds: int = 10) -> float:
-    """The 95th percentile in seconds of `callers` concurrent GETs of `path`, each of which must answer 200.
+async def p95_of(
+    base_url: str, requests: Sequence[tuple[str, str]], key: str = "", rounds: int = 10
+) -> float:
+    """The 95th percentile in seconds of concurrent `requests` (method, path), each of which must answer 200.
 
     A hundred httpx clients in this process take several times the time that the server takes for their
     requests, and what was measured then would be them. So the requests are bytes made beforehand, each on a
-    connection that is open already. Again the best round counts.
+    connection that is open already, as that of a client that heartbeats is. The best round counts: what is
+    asked for is the server's time, not that of its neighbours on the same machine.
     """
     address = urlsplit(base_url)
-    request = f"GET {path} HTTP/1.1\r\nHost: {address.netloc}\r\n\r\n".encode()
-    connections = [await asyncio.open_connection(address.hostname, address.port) for _ in range(callers)]
+    connections = [await asyncio.open_connection(address.hostname, address.port) for _ in requests]
+    head = f"Host: {address.netloc}\r\nX-API-Key: {key}\r\nContent-Length: 0\r\n\r\n"
+    prepared = [f"{method} {path} HTTP/1.1\r\n{head}".encode() for method, path in requests]
 
-    async def timed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> float:
+    async def timed(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> float:
         begin = time.perf_counter()
         writer.write(request)
         head = await reader.readuntil(b"\r\n\r\n")
@@ -111,7 +95,12 @@ async def p95_on_the_wire(base_url: str, path: str, callers: int, rounds: int = 
     try:
         return min(
             [
-                percentile(await asyncio.gather(*(timed(*one) for one in connections)), 95)
+                percentile(
+                    await asyncio.gather(
+                        *(timed(request, *one) for request, one in zip(prepared, connections, strict=True))
+                    ),
+                    95,
+                )
                 for _ in range(rounds)
             ]
         )
