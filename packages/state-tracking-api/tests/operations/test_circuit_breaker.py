@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from pymongo.errors import (
     DuplicateKeyError,
     ExecutionTimeout,
     NetworkTimeout,
+    PyMongoError,
     ServerSelectionTimeoutError,
     WaitQueueTimeoutError,
     WriteError,
@@ -245,8 +247,13 @@ class Away:
         transport = httpx.ASGITransport(self._app)
         self.http = httpx.AsyncClient(transport=transport, base_url="http://test", headers={"X-API-Key": key})
 
-    def return_(self) -> None:
-        self.mongod = Mongod.start(self._directory, self._port)
+    async def return_(self) -> None:
+        """The database is back, and the driver has found it; the breaker knows nothing of it yet."""
+        self.mongod = await asyncio.to_thread(Mongod.start, self._directory, self._port)
+        async with asyncio.timeout(60):
+            while not self.storage.client.topology_description.has_writable_server():
+                with contextlib.suppress(PyMongoError):
+                    await self.storage.client.admin.command("ping")
 
     async def circuit(self) -> float:
         """The state as the metrics show it."""
@@ -294,7 +301,7 @@ async def test_the_whole_round_over_http_with_a_database_that_is_killed(away: Aw
     assert await away.crowd() == {UNREACHED: 1, OPEN: 9}, "one trial, and it fails"
     assert await away.circuit() == 2
 
-    away.return_()
+    await away.return_()
     expect_error(await away.http.get("/api/sessions"), 503, says=OPEN)
     away.clock.advance(30)
     expect(await away.http.get("/api/sessions"), 200)
