@@ -78,5 +78,9 @@ class Server:
 
     def _wait(self) -> None:
         assert self._process is not None
-        self._process.wait(60)
-        self._process = None
+        process, self._process = self._process, None
+        try:
+            process.wait(60)
+        finally:
+            process.kill()  # nothing that has ended; what has not must not outlive the test
+            process.wait()

@@ -16,6 +16,7 @@ from pymongo.errors import PyMongoError
 
 from state_tracking_api import analytics, clock, log
 from state_tracking_api.auth import Keyring
+from state_tracking_api.background import end
 from state_tracking_api.clock import Clock
 from state_tracking_api.errors import ConfigurationError
 from state_tracking_api.http import (
@@ -106,9 +107,7 @@ def create_app(settings: Settings, *, now: Clock = clock.now, **client_options: 
         try:
             yield
         finally:
-            for task in background:
-                task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
+            await end(*background)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_SECONDS):
                     await _store_heartbeats(resources, now)

@@ -22,6 +22,7 @@ import pymongo
 from pymongo.errors import PyMongoError
 
 from state_tracking_api import cleanup, clock, consistency, detection, health, log, presence
+from state_tracking_api.background import end
 from state_tracking_api.clock import Clock, iso
 from state_tracking_api.errors import ApiError
 from state_tracking_api.lifecycle import Stamp
@@ -201,7 +202,7 @@ async def lease(storage: Storage, name: str) -> AsyncGenerator[bool]:
     try:
         yield True
     finally:
-        renewing.cancel()
+        await end(renewing)
         # Where the database is away, the lease runs out on its own. The end must not wait for it,
         # nor may its failure take the place of the cancellation that has brought us here.
         with suppress(PyMongoError), pymongo.timeout(RELEASE_TIMEOUT_SECONDS):
@@ -232,9 +233,15 @@ class Scheduler:
         What judges silence, and the sign of our presence, must not wait for a cleanup that takes minutes:
         silence would be noticed late, and the service be taken for away.
         """
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._keep_watch())
-            group.create_task(self._keep_running([job for job in JOBS.values() if not job.judges_silence]))
+        others = [job for job in JOBS.values() if not job.judges_silence]
+        loops = [
+            asyncio.create_task(self._keep_watch()),
+            asyncio.create_task(self._keep_running(others)),
+        ]
+        try:
+            await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await end(*loops)
 
     async def _keep_watch(self) -> None:
         jobs = [job for job in JOBS.values() if job.judges_silence]

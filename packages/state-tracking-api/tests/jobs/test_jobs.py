@@ -201,6 +201,22 @@ async def test_a_clock_that_jumps_ahead_makes_nobody_silent(storage: Storage, co
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"  # the driver drops a socket that it was opening
+)
+async def test_the_scheduler_ends_at_whatever_moment_it_is_told_to(
+    storage: Storage, configured: Settings
+) -> None:
+    """Of a single cancellation each, one in twenty was lost in the driver, and the server never ended."""
+    for moment in range(100):
+        scheduler = asyncio.create_task(jobs.Scheduler(storage, configured).run())
+        await asyncio.sleep(moment / 3000)  # any moment of its first two rounds
+        scheduler.cancel()
+        ended, _ = await asyncio.wait({scheduler}, timeout=30)
+        assert ended, f"cancelled after {moment / 3:.1f} ms it goes on"
+
+
 def test_a_cleanup_killed_half_way_is_finished_by_the_next(own: Servers, mongod: Mongod) -> None:
     database = own.database()
     server = own.start(database)
