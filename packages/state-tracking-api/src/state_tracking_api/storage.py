@@ -201,7 +201,8 @@ class Storage:
         """
         self._left_open.append((time.monotonic(), session))
         if self._fencing is None or self._fencing.done():
-            self._fencing = asyncio.create_task(self._fence_left_open())
+            # In a context of its own: the deadline of the request that has just failed is over.
+            self._fencing = asyncio.create_task(self._fence_left_open(), context=contextvars.Context())
 
     async def _fence_left_open(self) -> None:
         while self._left_open:

@@ -77,6 +77,7 @@ def can_be_written(documents: Documents) -> bool:
 async def test_what_it_has_written_is_free_again_at_once(
     storage: Storage, documents: Documents, mongo: MongoClient[Document], cancelled: bool
 ) -> None:
+    """Left alone the driver tries to commit for two minutes, so that a request always has its deadline."""
     written = asyncio.Event()
 
     async def work(txn: Transaction) -> None:
@@ -88,7 +89,8 @@ async def test_what_it_has_written_is_free_again_at_once(
 
     ends = {"failCommands": ["commitTransaction", "abortTransaction"], "closeConnection": True}
     with failpoint(mongo, "failCommand", appName=APPLICATION, **ends):
-        request = asyncio.create_task(storage.transaction(work))
+        with pymongo.timeout(5):
+            request = asyncio.create_task(storage.transaction(work))
         await written.wait()
         if cancelled:
             request.cancel()
