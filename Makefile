@@ -17,7 +17,7 @@ EXTRAS := --extra serve --extra embedded --extra redis --extra srv --extra lambd
 COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header --python-version 3.11
 
 # A file's tests stay together: many share a server.
-PYTEST := $(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --quiet
+PYTEST := $(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --quiet
 
 # Parts that bring targets of their own add what `make check` and `make test` call for them.
 PART_CHECKS :=

@@ -17,13 +17,6 @@ from docs_harness import KEY, FirstTerminal, environment, free_port, until
 from state_tracking_api.embedded import Mongod
 
 
-@pytest.fixture(scope="session")
-def mongod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongod]:
-    """A real database."""
-    with Mongod.start(tmp_path_factory.mktemp("mongod")) as running:
-        yield running
-
-
 @pytest.fixture(scope="module")
 def service(mongod: Mongod, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """`serve`; the value is the environment of whoever runs the commands, the server's own included."""

@@ -1,4 +1,4 @@
-"""A real mongod for the run, a server that most tests share, and machines to work on."""
+"""A server that most tests share, and machines to work on."""
 
 import sys
 import uuid
@@ -15,13 +15,6 @@ from client_harness.command import Machine
 from client_harness.server import KEY, Server
 from client_harness.wire import Wire
 from state_tracking_api.embedded import Mongod
-
-
-@pytest.fixture(scope="session")
-def mongod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongod]:
-    """A real database."""
-    with Mongod.start(tmp_path_factory.mktemp("mongod")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""One real mongod for the run, a server and a database per module, and fresh ones for who needs them."""
+"""A server and a database per module, and fresh ones for who needs them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,6 @@ from api_harness.api import Api
 from api_harness.server import Server
 from api_harness.servers import Document, Documents, Servers
 from state_tracking_api.embedded import Mongod
-
-
-@pytest.fixture(scope="session")
-def mongod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongod]:
-    """A real single-node replica set for the whole run.
-
-    Its TTL monitor is off, so that what a test sees deleted, the server deleted, and looks every second once
-    a test turns it on; test commands are on, so that a command can be made to fail.
-    """
-    parameters = {"ttlMonitorEnabled": "false", "ttlMonitorSleepSecs": "1", "enableTestCommands": "1"}
-    with Mongod.start(tmp_path_factory.mktemp("mongod"), parameters=parameters) as running:
-        yield running
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,6 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start. What was made up to here lives as long as the process, so it need not be collected."""
         await super().startup(sockets)
-        gc.collect()
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)
         if self.on_start is not None:

@@ -21,7 +21,7 @@ from api_harness.api import Api, ago
 from api_harness.server import clean_environment, run, wait_until
 from api_harness.servers import Document, Documents, Servers
 from operations import silence
-from operations.failpoints import failing
+from operations.failpoints import end, failing, running
 from state_tracking_api import jobs, settings
 from state_tracking_api.embedded import Mongod
 from state_tracking_api.settings import Settings
@@ -186,6 +186,7 @@ def test_silence_is_noticed_while_a_cleanup_takes_its_time(
         database.sessions.update_one(mine, {"$set": {"last_heartbeat": ago(minutes=5)}})
         wait_until(lambda: database.sessions.find_one(mine | {"status": "stalled"}), "it is marked")
         assert database.jobs.find_one(cleaning), "the cleanup is under way still"
+        end(mongo, running(mongo, database, "aggregate"))
     presence = database.jobs.find_one({"_id": "presence"})
     assert presence
     assert presence["back_at"] is None, "the service was there all the time"

@@ -37,3 +37,9 @@ def running(mongo: MongoClient[Document], database: Documents, command: str) -> 
     """The operations of one command that the database is busy with for a test's own database."""
     mine = {f"command.{command}": {"$exists": True}, "command.$db": database.name}
     return list(mongo.admin.aggregate([{"$currentOp": {}}, {"$match": mine}]))
+
+
+def end(mongo: MongoClient[Document], operations: list[Document]) -> None:
+    """End operations that a failpoint holds up; it cannot be switched off before they are over."""
+    for operation in operations:
+        mongo.admin.command("killOp", op=operation["opid"])
