@@ -1,6 +1,6 @@
 """What requests cost: CPU, latency and throughput, beside what the driver alone needs for the same work.
 
-    .venv/bin/python bench/speed.py [--seconds 1.5] [--rounds 5] [--json FILE]
+    .venv/bin/python bench/speed.py [--seconds 1.5] [--rounds 5] [--only heartbeat] [--json FILE]
 
 A real mongod and a real `serve` are started. Each round runs every scenario once, so that a slow moment of
 the machine hits all of them; the table shows medians over the rounds. Three yardsticks are taken in the same
@@ -97,15 +97,23 @@ def driver_alone(uri: str, scenario: str, seconds: float, mongod: psutil.Process
     return bench_harness.of_latencies(found["latencies"], found["elapsed"], found["cpu"], used)
 
 
-def run(seconds: float, rounds: int) -> dict[str, Any]:
-    """Everything: start, measure in rounds, stop."""
+def run(seconds: float, rounds: int, only: list[str] | None = None) -> dict[str, Any]:
+    """Everything, or the scenarios in `only`: start, measure in rounds, stop."""
     with bench_harness.mongod() as mongod, bench_harness.serve(mongod.uri, SCHEDULER="off") as (server, port):
         bare_port = free_port()
         command = [sys.executable, HERE / "bare.py", bare_port]
         with bench_harness.process(command, {}, bare_port) as bare:
             return asyncio.run(
                 _rounds(
-                    mongod.uri, psutil.Process(mongod.pid), server, port, bare, bare_port, seconds, rounds
+                    mongod.uri,
+                    psutil.Process(mongod.pid),
+                    server,
+                    port,
+                    bare,
+                    bare_port,
+                    seconds,
+                    rounds,
+                    only,
                 )
             )
 
@@ -119,9 +127,11 @@ async def _rounds(
     bare_port: int,
     seconds: float,
     rounds: int,
+    only: list[str] | None,
 ) -> dict[str, Any]:
     at_rest = server.memory_info().rss
-    chosen = scenarios(*await prepare(port))
+    known = scenarios(*await prepare(port))
+    chosen = {name: known[name] for name in only or known}
     api: dict[str, list[Measured]] = {}
     alone: dict[str, list[Measured]] = {}
     empty: list[Measured] = []
@@ -134,7 +144,7 @@ async def _rounds(
             driver = await asyncio.to_thread(driver_alone, uri, name, seconds, mongod)
             alone.setdefault(name, []).append(driver)
         empty.append(
-            await bench_harness.measure(bare_port, bare, mongod, chosen["heartbeat"], seconds, CONCURRENCY)
+            await bench_harness.measure(bare_port, bare, mongod, known["heartbeat"], seconds, CONCURRENCY)
         )
         with MongoClient[dict[str, object]](uri) as client:  # what `create` has left
             client[bench_harness.DATABASE]["sessions"].delete_many({"project_id": "bench"})
@@ -203,10 +213,11 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=1.5, help="length of a scenario in a round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", action="append", metavar="SCENARIO", help="measure no other; repeatable")
     parser.add_argument("--json", type=Path, help="also write the medians to this file")
     options = parser.parse_args()
     begun = time.monotonic()
-    results = run(options.seconds, options.rounds)
+    results = run(options.seconds, options.rounds, options.only)
     print(shown(results))
     print(f"\n{options.rounds} rounds, {time.monotonic() - begun:.0f} s in all.")
     if options.json:

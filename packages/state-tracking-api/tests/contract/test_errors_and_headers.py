@@ -229,6 +229,48 @@ def test_head_answers_as_get_does_without_the_body(api: Api, path: str) -> None:
     assert is_uuid4(head.headers["x-request-id"])
 
 
+def spoken(server: Server, request: bytes, until: bytes) -> bytes:
+    """What comes back for raw bytes, up to and with `until`."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(request)
+        answer = b""
+        while until not in answer:
+            more = connection.recv(65536)
+            assert more, answer
+            answer += more
+        return answer
+
+
+def test_head_and_body_of_an_answer_come_in_one_piece(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        for _ in range(3):
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = connection.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert answer.endswith(b"}")
+
+
+def test_requests_in_one_piece_are_answered_one_after_the_other(server: Server) -> None:
+    head = b"HEAD /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    get = b"GET /nothing-here HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    answers = spoken(server, head + head + get, b"/nothing-here")
+    assert answers.count(b"HTTP/1.1 200") == 2
+    assert answers.index(b"HTTP/1.1 404") > answers.rindex(b"HTTP/1.1 200")
+
+
+def test_whoever_waits_for_100_continue_is_told_to(server: Server) -> None:
+    body = b'{"project_id": ""}'
+    head = b"POST /api/sessions HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nX-API-Key: %s\r\n"
+    head += b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(head % (server.key.encode(), len(body)))
+        assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(body)
+        answer = connection.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 400")
+        assert b"project_id" in answer
+
+
 def test_head_is_refused_where_get_is(api: Api) -> None:
     answer = api.request("HEAD", "/api/sessions/cleanup")
     assert answer.status_code == 405
