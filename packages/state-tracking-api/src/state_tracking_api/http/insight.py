@@ -184,7 +184,10 @@ class Summarise(QueryModel):
     summary="Read a session's timeline",
 )
 async def events(call: InCall, session_id: SessionId, query: Annotated[ListEvents, Query()]) -> Json:
-    """Every transition of the session and its tasks: what, from, to, when, why and by whom."""
+    """Every transition of the session and its tasks: what, from, to, when, why and by whom.
+
+    Of a session, and of each of its tasks, the latest 1000 are kept.
+    """
     return await timeline.of_session(call.storage, existing(session_id), query.limit, query.offset)
 
 
