@@ -10,7 +10,7 @@ from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Page
 from playwright.async_api import expect as seen
 
-from api_harness.api import Api, Json, expect
+from api_harness.api import Api, Json, expect, unique
 from api_harness.server import Server
 from dashboard.scenes import Scene
 from dashboard.visitors import PHONE, Visitor, Visitors
@@ -20,9 +20,12 @@ RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"
 
 @pytest.fixture(scope="module")
 def sessions(scene: Scene, api: Api) -> Sequence[Json]:
-    """Five sessions of all kinds, one of them recovered."""
+    """Five sessions of all kinds, one of them recovered; and three silent ones one below the other."""
     made = scene.five()
     api.session_in("paused")
+    machine = api.machine(machine_id=unique("machine"), docker_slots=[1, 2])
+    for _ in range(3):
+        api.session_in("stalled", machine_id=machine["machine_id"])
     return [*made, scene.recovered(made[2])]
 
 
