@@ -1,4 +1,4 @@
-import { useCallback, useEffect, useRef, useState } from "preact/hooks";
+import { useCallback, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { ApiError, Away, request, type Budget } from "./api";
 import { key } from "./key";
 import { store } from "./store";
@@ -111,7 +111,8 @@ export function usePoll<T>(path: string, every: number = EVERY_MS): Polled<T> {
   }));
   const again = useRef<() => void>(() => undefined);
 
-  useEffect(() => {
+  // Before the view is painted, so that the server works on the answer while the browser paints.
+  useLayoutEffect(() => {
     const end = new AbortController();
     const known = remembered(path);
     let data = (known?.data ?? null) as T | null;

@@ -97,9 +97,9 @@ function Axis({ scale, now }: { scale: Scale; now: number | null }) {
   const length = to.getTime() - from.getTime();
   const form: Intl.DateTimeFormatOptions =
     length < 5 * 60_000
-      ? { hour: "numeric", minute: "2-digit", second: "2-digit" }
+      ? { hour: "2-digit", minute: "2-digit", second: "2-digit" }
       : length < 36 * 3_600_000
-        ? { hour: "numeric", minute: "2-digit" }
+        ? { hour: "2-digit", minute: "2-digit" }
         : { month: "short", day: "numeric", hour: "numeric" };
   const written = new Intl.DateTimeFormat(undefined, form);
   return (

@@ -7,14 +7,14 @@ from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, async_playwright, expect
+from playwright.async_api import Browser, BrowserContext, async_playwright, expect
 from pymongo import MongoClient
 
 from api_harness.api import Api
 from api_harness.server import Server
 from api_harness.servers import Document, Documents, Servers
 from dashboard.scenes import Scene
-from dashboard.visitors import SECONDS, Visitor, Visitors
+from dashboard.visitors import SECONDS, Visitor, Visitors, new_context
 from state_tracking_api.embedded import Mongod
 
 
@@ -34,21 +34,35 @@ async def browser() -> AsyncGenerator[Browser]:
         await running.close()
 
 
+@pytest.fixture(scope="package")
+async def context(browser: Browser) -> AsyncGenerator[BrowserContext]:
+    """Where the windows are opened that need nothing special."""
+    shared = await new_context(browser)
+    yield shared
+    await shared.close()
+
+
 @pytest.fixture
-async def visitors(browser: Browser) -> AsyncGenerator[Visitors]:
+async def visitors(browser: Browser, context: BrowserContext) -> AsyncGenerator[Visitors]:
     """Windows that are closed, and asked whether all was well, when the test is over."""
-    opened = Visitors(browser)
+    opened = Visitors(browser, context)
     yield opened
     for visitor in opened.all:
-        await visitor.context.close()
+        await visitor.leave()
     for visitor in opened.all:
         visitor.assert_nothing_is_wrong()
 
 
 @pytest.fixture
 async def visitor(visitors: Visitors, server: Server) -> Visitor:
-    """One window on the module's server."""
+    """One window on the server that all share."""
     return await visitors.to(server)
+
+
+@pytest.fixture
+async def timed(visitors: Visitors, server: Server) -> Visitor:
+    """The same, with a clock that the test moves."""
+    return await visitors.to(server, clock=True)
 
 
 # One server for all tests here instead of one a module: they look at projects and machines of their own.

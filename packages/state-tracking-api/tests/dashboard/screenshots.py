@@ -16,7 +16,7 @@ sys.path.insert(0, str(HERE.parent))
 from playwright.async_api import Browser, FloatRect, Page, ViewportSize, async_playwright  # noqa: E402
 from pymongo import MongoClient  # noqa: E402
 
-from api_harness.api import Api, Json  # noqa: E402
+from api_harness.api import Api, Json, expect  # noqa: E402
 from api_harness.server import Server  # noqa: E402
 from dashboard.scenes import Scene  # noqa: E402
 from state_tracking_api.embedded import Mongod  # noqa: E402
@@ -85,7 +85,7 @@ async def main(out: Path) -> None:
                     "trends": "/dashboard/trends",
                 }
                 await series(browser, server, out, "0", empty)
-                active, _second, stalled, *_ = scene.five()
+                active, second, stalled, *_ = scene.five()
                 views = {
                     "overview": "/dashboard",
                     "session": f"/dashboard/sessions/{active['session_id']}",
@@ -93,8 +93,11 @@ async def main(out: Path) -> None:
                     "machines": "/dashboard/machines",
                 }
                 await series(browser, server, out, "5", views)
-                successor = scene.recovered(stalled)
                 scene.three_hundred()
+                # That took minutes, in which these have not been heard of.
+                for waiting in (active, second):
+                    expect(api.act(waiting, "heartbeat"), 200)
+                successor = scene.recovered(stalled)
                 views = {
                     "overview": "/dashboard",
                     "recovered": f"/dashboard/sessions/{stalled['session_id']}",

@@ -109,5 +109,5 @@ async def test_the_policy_stops_scripts_styles_markup_and_other_hosts(
         )
         # Where evaluation itself is what the policy stops, nothing further is needed.
         assert violated in {directive, "script-src", "require-trusted-types-for"}, violated
-    await visitor.context.close()
+    await visitor.leave()
     assert visitor.errors

@@ -83,7 +83,9 @@ async def test_an_orchestration_is_seen_starting_killed_stalled_recovered_and_en
     visitor = await (await visitors.to(vigilant)).open()
     page = visitor.page
     await page.evaluate("window.opened = 'once'")
-    await seen(page.get_by_text("No sessions yet")).to_be_visible()
+    # Where there is nothing at all, it says what to do.
+    nothing = page.locator(".empty").filter(has=page.get_by_role("heading", name="No sessions yet"))
+    await seen(nothing).to_contain_text("claude-projects")
 
     # It starts, and goes on.
     process = run("run", str(plan), "--machine-id", first_machine)

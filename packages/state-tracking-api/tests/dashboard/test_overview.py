@@ -8,13 +8,8 @@ import pytest
 from playwright.async_api import expect as seen
 
 from api_harness.api import Api, ago, expect, unique
-from api_harness.servers import Documents, Servers
-from dashboard.visitors import Visitor, Visitors
-
-
-async def test_an_empty_server_says_what_to_do(visitors: Visitors, own: Servers) -> None:
-    visitor = await (await visitors.to(own.start())).open()
-    await seen(visitor.page.get_by_role("heading", name="No sessions yet")).to_be_visible()
+from api_harness.servers import Documents
+from dashboard.visitors import Visitor
 
 
 async def test_a_row_shows_where_a_session_is_and_how_far(visitor: Visitor, api: Api) -> None:
@@ -54,21 +49,25 @@ async def test_the_heartbeat_bar_lives(visitor: Visitor, api: Api, database: Doc
 
 
 @pytest.mark.slow
-async def test_what_happens_is_seen_without_a_reload(visitor: Visitor, api: Api) -> None:
+async def test_what_happens_is_seen_without_a_reload(timed: Visitor, api: Api) -> None:
     project = unique("project")
-    await visitor.open(f"/dashboard?project={project}")
-    await seen(visitor.page.get_by_text("No session matches")).to_be_visible()
+    await timed.open(f"/dashboard?project={project}")
+    await seen(timed.page.get_by_text("No session matches")).to_be_visible()
     session = api.session(project_id=project)
-    row = visitor.row(session)
+    row = timed.row(session)
+    await timed.until_the_next_poll()
     await seen(row).to_contain_text("Active")
     api.set_session(session, "paused")
+    await timed.until_the_next_poll()
     await seen(row).to_contain_text("Paused")
-    await seen(visitor.page.locator('[aria-live="polite"]')).to_contain_text("is paused")
+    await seen(timed.page.locator('[aria-live="polite"]')).to_contain_text("is paused")
     api.act(session, "mark-failed", {"error_message": "it broke in two"})
+    await timed.until_the_next_poll()
     await seen(row).to_contain_text("Failed")
     await seen(row).to_contain_text("it broke in two")
-    await seen(visitor.page).to_have_title(re.compile(r"^\(\d+\) "))
+    await seen(timed.page).to_have_title(re.compile(r"^\(\d+\) "))
     api.delete(f"/api/sessions/{session['session_id']}")
+    await timed.until_the_next_poll()
     await seen(row).to_have_count(0)
 
 

@@ -75,16 +75,15 @@ async def test_tasks_that_were_added_together_are_told_together(visitor: Visitor
     await seen(history).to_have_text([re.compile("3 tasks added"), re.compile("Session Active")])
 
 
-async def test_what_happened_is_asked_for_again_where_it_did_not_come(visitor: Visitor, api: Api) -> None:
+async def test_what_happened_is_asked_for_again_where_it_did_not_come(timed: Visitor, api: Api) -> None:
     """Also where the session stays as it is, so that no poll brings any news."""
     session = api.session_in("completed")
     events = f"**/api/sessions/{session['session_id']}/events*"
-    visitor.failures_are_expected = True
-    await visitor.page.clock.install()
-    await visitor.page.route(events, lambda route: route.abort(), times=1)
-    await visitor.open(address(session))
-    history = visitor.page.get_by_role("region", name="What happened")
-    await visitor.pass_time(16)
+    timed.failures_are_expected = True
+    await timed.page.route(events, lambda route: route.abort(), times=1)
+    await timed.open(address(session))
+    history = timed.page.get_by_role("region", name="What happened")
+    await timed.pass_time(16)
     await seen(history.get_by_role("listitem").first).to_contain_text("Completed")
 
 
@@ -116,18 +115,20 @@ async def test_the_result_of_an_action_does_not_wait_for_the_next_poll(visitor: 
 
 
 @pytest.mark.slow
-async def test_the_page_follows_its_session(visitor: Visitor, api: Api) -> None:
+async def test_the_page_follows_its_session(timed: Visitor, api: Api) -> None:
     session = api.session()
     task = api.task(session, task_name="Dig the hole")
-    await visitor.open(address(session))
-    lane = visitor.page.get_by_role("list", name="Tasks").get_by_role("listitem")
+    await timed.open(address(session))
+    lane = timed.page.get_by_role("list", name="Tasks").get_by_role("listitem")
     await seen(lane).to_contain_text("not started")
     api.set_task(task, "in_progress")
+    await timed.until_the_next_poll()
     await seen(lane.locator(".task.is-in_progress")).to_have_count(1)
     api.set_task(task, "completed")
     api.set_session(session, "completed")
+    await timed.until_the_next_poll()
     await seen(lane.locator(".task.is-completed")).to_have_count(1)
-    await seen(visitor.page.locator(".head .pill")).to_have_text("Completed")
+    await seen(timed.page.locator(".head .pill")).to_have_text("Completed")
 
 
 async def test_marking_stalled_and_recovering_by_button(visitor: Visitor, api: Api) -> None:
@@ -202,12 +203,13 @@ async def test_nothing_happens_without_confirmation(visitor: Visitor, api: Api) 
     assert not [request for request in visitor.requests if request.method != "GET"]
 
 
-async def test_a_session_that_is_gone_says_so(visitor: Visitor, api: Api) -> None:
+async def test_a_session_that_is_gone_says_so(timed: Visitor, api: Api) -> None:
     session = api.session()
-    await visitor.open(address(session))
-    visitor.failures_are_expected = True
+    await timed.open(address(session))
+    timed.failures_are_expected = True
     api.delete(f"/api/sessions/{session['session_id']}")
-    await seen(visitor.page.get_by_role("heading", name="This session does not exist")).to_be_visible()
+    await timed.until_the_next_poll()
+    await seen(timed.page.get_by_role("heading", name="This session does not exist")).to_be_visible()
 
 
 async def test_a_silent_session_is_shown_as_stalled_before_it_is_marked(

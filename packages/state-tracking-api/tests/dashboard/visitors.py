@@ -15,6 +15,13 @@ SECONDS = 30
 PHONE = {"width": 390, "height": 844}
 
 
+async def new_context(browser: Browser, **options: Any) -> BrowserContext:
+    """What is one person's: cache, storage, language; `options` are Playwright's."""
+    context = await browser.new_context(locale="en-GB", timezone_id="UTC", **options)
+    context.set_default_timeout(SECONDS * 1_000)
+    return context
+
+
 class Visitor:
     """Somebody with a browser window; leaving asserts that the page behaved.
 
@@ -22,10 +29,12 @@ class Visitor:
     thrown, and no other host asked.
     """
 
-    def __init__(self, context: BrowserContext, page: Page, server: Server) -> None:
-        self.context = context
+    def __init__(self, page: Page, server: Server, *, shares_context: bool) -> None:
+        self.context = page.context
+        self._shares_context = shares_context
         self.page = page
         self.server = server
+        self.base_url = server.base_url
         self.errors: list[str] = []
         self.requests: list[Request] = []
         self._under_way: set[Request] = set()
@@ -44,8 +53,12 @@ class Visitor:
     def _answered(self, request: Request) -> None:
         self._under_way.discard(request)
 
+    async def until_the_next_poll(self) -> None:
+        """Let the page's own clock, which `clock` has taken over, jump to where it asks for news."""
+        await self.page.clock.fast_forward(3_000)
+
     async def pass_time(self, seconds: int) -> None:
-        """Let the page's own clock, which `page.clock.install()` has taken over, go on second by second.
+        """Let the page's own clock, which `clock` has taken over, go on second by second.
 
         After each one, what the page has asked for is waited for: the server's time is not the page's.
         """
@@ -64,13 +77,28 @@ class Visitor:
 
     async def open(self, path: str = "/dashboard") -> Self:
         """Open a view with the key in the fragment, as the link that `make run` prints has it."""
-        await self.page.goto(f"{self.server.base_url}{path}#key={self.server.key}")
+        await self.page.goto(f"{self.base_url}{path}#key={self.server.key}")
         await self.page.locator(".pulse.live").wait_for()
         return self
 
+    async def leave(self) -> None:
+        """Close the window, and the context where it was made for this window alone."""
+        await (self.page.close() if self._shares_context else self.context.close())
+
+    async def go(self, path: str) -> None:
+        """Go to another view as a link does it, without loading the page anew."""
+        await self.page.evaluate(
+            """path => {
+                history.pushState(null, "", path);
+                dispatchEvent(new PopStateEvent("popstate"));
+                return new Promise(requestAnimationFrame);  // by then the view before is gone
+            }""",
+            path,
+        )
+
     async def follow(self, path: str) -> None:
-        """Open another view in the same tab, which has the key by now."""
-        await self.page.goto(f"{self.server.base_url}{path}")
+        """Load another view in the same tab, which has the key by now."""
+        await self.page.goto(f"{self.base_url}{path}")
         await self.page.locator(".pulse.live").wait_for()
 
     def row(self, session: dict[str, Any]) -> Any:
@@ -83,23 +111,36 @@ class Visitor:
 
     def assert_nothing_is_wrong(self) -> None:
         assert self.errors == []
-        elsewhere = {
-            request.url for request in self.requests if not request.url.startswith(self.server.base_url)
-        }
+        elsewhere = {request.url for request in self.requests if not request.url.startswith(self.base_url)}
         assert elsewhere == set()
 
 
 class Visitors:
-    """Opens windows for one test."""
+    """Opens windows for one test.
 
-    def __init__(self, browser: Browser) -> None:
+    Args:
+        browser: where they are opened.
+        shared: the context of windows that need nothing special. Each is a tab that keeps its own key, and
+            what tabs could share, the tests assert to be empty; a context for each would cost as much again.
+    """
+
+    def __init__(self, browser: Browser, shared: BrowserContext) -> None:
         self._browser = browser
+        self._shared = shared
         self.all: list[Visitor] = []
 
-    async def to(self, server: Server, **options: Any) -> Visitor:
-        """A window of its own on a server; `options` are Playwright's for a context."""
-        context = await self._browser.new_context(locale="en-GB", timezone_id="UTC", **options)
-        context.set_default_timeout(SECONDS * 1_000)
-        visitor = Visitor(context, await context.new_page(), server)
+    async def to(self, server: Server, *, clock: str | bool = False, **options: Any) -> Visitor:
+        """A window on a server.
+
+        Args:
+            server: whose dashboard it looks at.
+            clock: whether the test moves the page's clock, or from when on.
+            options: Playwright's for a context.
+        """
+        shares = not clock and not options
+        context = self._shared if shares else await new_context(self._browser, **options)
+        visitor = Visitor(await context.new_page(), server, shares_context=shares)
         self.all.append(visitor)
+        if clock:
+            await visitor.page.clock.install(time=clock if isinstance(clock, str) else None)
         return visitor
