@@ -122,9 +122,10 @@ class Caller:
             if self._rng.random() < 0.5:
                 mark, body = ("mark-stalled", None)
             await self._send("POST", f"{path}/{mark}", body)
-        body = {"new_machine_id": self._world.machine(self._rng)}
-        rivals = self._rng.choice((1, 1, 2, 4))
-        answers = await asyncio.gather(*(self._send("POST", f"{path}/recover", body) for _ in range(rivals)))
+        rivals = [self._world.machine(self._rng) for _ in range(self._rng.choice((1, 1, 2, 4)))]
+        answers = await asyncio.gather(
+            *(self._send("POST", f"{path}/recover", {"new_machine_id": machine}) for machine in rivals)
+        )
         for answer in answers:
             if answer is not None and answer.is_success:
                 self._own = answer.json()["session_id"]
