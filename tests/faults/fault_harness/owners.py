@@ -68,10 +68,9 @@ def two_owners(
     `parents` says from which session each was recovered.
     """
     pieces = pieces_of(work.effects())
-    for one, other in combinations(pieces, 2):
-        apart = one.end < other.begin + _SLACK or other.end < one.begin + _SLACK
-        if one.attempt == other.attempt or apart or "-" in (one.session, other.session):
-            continue
+    for one, other in at_once(pieces):
+        if "-" in (one.session, other.session):
+            continue  # begun without the API: nobody could be told anything
         both = f"{work.project}: {one}, and {other}"
         if one.session == other.session:
             yield f"{both}: one session, two owners"
@@ -83,6 +82,17 @@ def two_owners(
             yield f"{both}: session {older} was recovered though it was heard of all along"
     for attempt in work.attempts:
         yield from _goes_on(work, attempt, [one for one in pieces if one.attempt == attempt.name], contacts)
+
+
+def at_once(pieces: list[Piece]) -> list[tuple[Piece, Piece]]:
+    """Pieces of different attempts that overlap."""
+    return [
+        (one, other)
+        for one, other in combinations(pieces, 2)
+        if one.attempt != other.attempt
+        and one.end >= other.begin + _SLACK
+        and other.end >= one.begin + _SLACK
+    ]
 
 
 def pieces_of(effects: Sequence[tuple[str, str, str, str, float]]) -> list[Piece]:

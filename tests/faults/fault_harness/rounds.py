@@ -17,6 +17,7 @@ from fault_harness.cluster import Cluster
 from fault_harness.history import History
 from fault_harness.mutants import MUTANTS
 from fault_harness.network import HARMS, Harm
+from fault_harness.owners import at_once, pieces_of
 from fault_harness.processes import until
 from fault_harness.schedule import Fault, Scene, schedule
 from fault_harness.state import State, wrong_steps, wrong_with
@@ -158,6 +159,7 @@ async def play(cluster: Cluster, seed: int, shape: Shape, directory: Path) -> Ou
         "tasks": len(state.tasks),
         "orchestrations": f"{sum(work.done for work in clients.works)}/{len(clients.works)}",
         "attempts": sum(len(work.attempts) for work in clients.works),
+        "at_once": sum(len(at_once(pieces_of(work.effects()))) for work in clients.works),
         "start_s": round(began - called, 1),
         "faults_s": round(peace - began, 1),
         "settled_s": round(settled - peace, 1),
