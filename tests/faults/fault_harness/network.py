@@ -144,9 +144,12 @@ class _End(asyncio.Protocol):
         self.open = False
         self._gone()
 
-    def send(self, data: bytes) -> None:
-        if self.open and self.transport is not None:
-            self.transport.write(data)
+    def send(self, data: bytes) -> bool:
+        """Send; False where the connection is at its end already."""
+        if not self.open or self.transport is None or self.transport.is_closing():
+            return False
+        self.transport.write(data)
+        return True
 
     def finish(self) -> None:
         """Close, after what was sent."""
@@ -258,8 +261,7 @@ class Connection:
     def _deliver(self, end: _End, data: bytes, ended: list[int]) -> None:
         if end is self.far and self._tap is not None and end.open:
             self._tap.request(data)
-        end.send(data)
-        if self._tap is not None and end.open:
+        if end.send(data) and self._tap is not None:
             self._tap.handed(ended)
 
     def harmed(self) -> None:
