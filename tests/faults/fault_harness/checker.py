@@ -9,10 +9,12 @@ from datetime import datetime
 
 from fault_harness.clients import Work
 from fault_harness.history import Json, Operation
+from fault_harness.owners import Contacts, two_owners
 from fault_harness.state import ENDED, LIVE, Document, State
 
 _SESSION = re.compile(r"/api/sessions/([0-9a-f-]{36})(?:/([a-z-]+))?$")
 _TASK = re.compile(r"/api/tasks/([0-9a-f-]{36})$")
+_CONFLICT = 409
 _REFUSED_WELL = {400, 404, 409, 503, 504}
 
 
@@ -39,6 +41,23 @@ class Record:
                 if one.method == "DELETE":
                     self.deleted_tasks.add(found[1])
 
+    def contacts(self, state: State) -> defaultdict[str, Contacts]:
+        """By session, what its owner and whoever took it over have heard of it."""
+        found = defaultdict[str, Contacts](lambda: Contacts([], [], []))
+        for session_id, operations in self.by_session.items():
+            for action, one in operations:
+                if action == "heartbeat" and one.well:
+                    found[session_id].beats.append(one)
+                elif action == "recover" and one.well:
+                    found[session_id].recoveries.append(one)
+                elif action in {"heartbeat", "PATCH", "mark-failed"} and one.status == _CONFLICT:
+                    found[session_id].refusals.append(one)
+        for task_id, operations in self.by_task.items():
+            if task_id in state.tasks:
+                said = found[state.tasks[task_id]["session_id"]].refusals
+                said += [one for one in operations if one.status == _CONFLICT]
+        return found
+
 
 def check(operations: list[Operation], state: State, works: list[Work]) -> list[str]:
     """Every sentence that says how the history or the data at the end is wrong."""
@@ -47,7 +66,14 @@ def check(operations: list[Operation], state: State, works: list[Work]) -> list[
         sentence
         for find in (_answers, _sessions_there, _tasks_there, _overtaken, _forwards, _one_successor)
         for sentence in find(record, state)
-    ] + [sentence for work in works for sentence in _orchestration(work, state)]
+    ] + [
+        sentence
+        for work in works
+        for sentence in (
+            *_orchestration(work, state),
+            *two_owners(work, record.contacts(state), _parents(state)),
+        )
+    ]
 
 
 def _answers(record: Record, _: State) -> Iterable[str]:
@@ -208,7 +234,7 @@ def _orchestration(work: Work, state: State) -> Iterable[str]:
     completed = [
         task for task in state.tasks.values() if task["session_id"] in ids and task["status"] == "completed"
     ]
-    names = {task["task_name"] for task in completed} | _listed(work, sessions)
+    names = {task["task_name"] for task in completed}
     effects = work.effects()
     for item in work.items:
         if item not in names:
@@ -218,12 +244,6 @@ def _orchestration(work: Work, state: State) -> Iterable[str]:
     if not any(one["status"] == "completed" and not one.get("recovered_by") for one in sessions):
         yield f"{work.project}: no session is completed"
     yield from _repetitions(work, effects, state, completed)
-
-
-def _listed(work: Work, sessions: list[Document]) -> set[str]:
-    """What the plan in a session's metadata lists as done, for tasks of which that is the only record."""
-    plans = [one["metadata"].get("plan") or {} for one in sessions]
-    return {work.items[plan["digests"].index(digest)] for plan in plans for digest in plan.get("done", [])}
 
 
 def _repetitions(
@@ -245,6 +265,10 @@ def _repetitions(
                 f"{work.project}: {attempt} began {name} at {at:.2f} for session {session_id}, "
                 f"though it was completed in {sorted(before)}, from which that session goes on"
             )
+
+
+def _parents(state: State) -> dict[str, str | None]:
+    return {key: one.get("recovered_from") for key, one in state.sessions.items()}
 
 
 def _ancestors(session_id: str, state: State) -> set[str]:

@@ -108,8 +108,8 @@ class Clients:
 
     # Callers of plain HTTP
 
-    async def add_raw(self, name: str, callers: int, pause: float) -> None:
-        """A process with so many callers; it is started again whenever it was killed."""
+    async def add_raw(self, name: str, callers: int, pause: float, aim: str) -> None:
+        """A process with so many callers who aim at something; it is started again whenever it was killed."""
         home = self._directory / name
         home.mkdir()
         url = await self._way(name)
@@ -119,7 +119,7 @@ class Clients:
             starts = 0
             while not self._stopping:
                 command = [sys.executable, HERE / "raw.py", url, self._cluster.key]
-                command += [f"{self._seed}/{starts}", str(callers), str(pause), self._world]
+                command += [f"{self._seed}/{starts}", str(callers), str(pause), self._world, aim]
                 proc = Proc(
                     name, command, self._environment(name, home), self._directory / f"{name}.log", home
                 )

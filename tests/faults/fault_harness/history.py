@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 Json = dict[str, Any]
+_READ_SECONDS = 2.0
+"""After so long a client that is not suspended has read what was sent to it."""
 
 
 def clock() -> float:
@@ -63,6 +65,8 @@ class Operation:
     answered: float | None = None
     status: int | None = None
     answer: Any = None
+    handed: float | None = None
+    """When the whole answer had been sent to the client, over a connection that was not reset soon after."""
 
     @property
     def well(self) -> bool:
@@ -97,6 +101,10 @@ def operations(entries: list[Json]) -> list[Operation]:
             operation = found[entry["op"]]
             operation.answered, operation.status = entry["t"], entry["status"]
             operation.answer = entry["body"]
+        elif entry["kind"] == "handed":
+            found[entry["op"]].handed = entry["t"]
+        elif entry["kind"] == "unsure":
+            found[entry["op"]].handed = None
     return list(found.values())
 
 
@@ -108,6 +116,7 @@ class Tap:
         self._who = {"client": client, "server": server}
         self._requests, self._answers = _Messages(), _Messages()
         self._waiting: list[int] = []
+        self._handed: list[tuple[int, float]] = []
 
     def request(self, data: bytes) -> None:
         """Bytes that go on to the server."""
@@ -118,13 +127,29 @@ class Tap:
             self._waiting.append(operation)
             self._history.note("ask", op=operation, **self._who, method=method, path=path, body=body)
 
-    def answer(self, data: bytes) -> None:
-        """Bytes that come from the server."""
+    def answer(self, data: bytes) -> list[int]:
+        """Bytes that come from the server; the operations whose answers end with them."""
+        ended: list[int] = []
         for first, body in self._answers.take(data):
             if not self._waiting:
                 continue  # such as the answer to a request that was cut off in the middle
             status = int(first.split(" ", 2)[1])
-            self._history.note("answer", op=self._waiting.pop(0), status=status, body=body)
+            ended.append(self._waiting.pop(0))
+            self._history.note("answer", op=ended[-1], status=status, body=body)
+        return ended
+
+    def handed(self, operations: list[int]) -> None:
+        """The answers to these have been sent to the client."""
+        for operation in operations:
+            self._handed = [(operation, clock())]
+            self._history.note("handed", op=operation)
+
+    def reset(self) -> None:
+        """The client's connection is reset, and what it has not read is gone."""
+        for operation, at in self._handed:
+            if clock() - at < _READ_SECONDS:
+                self._history.note("unsure", op=operation)
+        self._handed = []
 
 
 class _Messages:

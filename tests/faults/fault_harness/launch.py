@@ -20,7 +20,7 @@ def main() -> None:
     mutant, cool_down = sys.argv[1:]
     breaker.COOL_DOWN_SECONDS = float(cool_down)
     if mutant != "none":
-        MUTANTS[mutant]()
+        MUTANTS[mutant].put_in()
     sys.argv = ["state-tracking-api", "serve"]
     cli.main()
 

@@ -5,11 +5,14 @@ Nothing of this is in the product. A mutant replaces one function of the real se
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
-from state_tracking_api import recovery, schema, sessions
-from state_tracking_api.lifecycle import SessionStatus
+from state_tracking_api import recovery, schema, sessions, transitions
+from state_tracking_api.errors import NotFound
+from state_tracking_api.lifecycle import SessionStatus, holds_its_machine
 from state_tracking_api.storage import Storage
 
 
@@ -22,25 +25,19 @@ class _WithoutTransactions:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._storage, name)
 
-    async def transaction(self, work: Callable[[Any], Awaitable[Any]], contended: str | None = None) -> Any:
+    async def transaction(self, work: Callable[[Any], Awaitable[Any]], *contended: str) -> Any:
         """Just do it."""
         del contended
         return await work(None)
 
 
-def _outside_transactions(module: Any, name: str) -> None:
-    real = getattr(module, name)
-
-    async def careless(storage: Any, *args: Any, **named: Any) -> Any:
-        return await real(_WithoutTransactions(storage), *args, **named)
-
-    setattr(module, name, careless)
-
-
 def recover_reads_then_writes() -> None:
     """Recover looks whether there is a successor, and makes one afterwards; no index stands in its way."""
-    _outside_transactions(recovery, "recover")
-    all_of_them = schema.indexes
+    real, all_of_them = recovery.recover, schema.indexes
+
+    async def careless(storage: Any, *args: Any, **named: Any) -> Any:
+        pretended: Any = _WithoutTransactions(storage)
+        return await real(pretended, *args, **named)
 
     def without_the_one(*args: Any) -> Any:
         found = all_of_them(*args)
@@ -49,7 +46,7 @@ def recover_reads_then_writes() -> None:
             for name, listed in found.items()
         }
 
-    schema.indexes = without_the_one
+    recovery.recover, schema.indexes = careless, without_the_one
 
 
 def heartbeat_forgets_the_status() -> None:
@@ -65,11 +62,45 @@ def heartbeat_forgets_the_status() -> None:
 
 def delete_is_no_transaction() -> None:
     """Delete removes a session, then its tasks, then its place on the machine, one after another."""
-    _outside_transactions(sessions, "delete")
+
+    async def careless(storage: Any, session_id: str, stamp: Any) -> None:
+        session = await storage.sessions.find_one_and_delete({"session_id": session_id})
+        if session is None:
+            raise NotFound(f"Session {session_id} does not exist")
+        await asyncio.sleep(_PAUSE)
+        await storage.tasks.delete_many({"session_id": session_id})
+        await asyncio.sleep(_PAUSE)
+        no_transaction: Any = None
+        if holds_its_machine(session):
+            await transitions.leave_machine(storage, no_transaction, session, stamp.now)
+
+    sessions.delete = careless
 
 
-MUTANTS: dict[str, Callable[[], None]] = {
-    "recover-reads-then-writes": recover_reads_then_writes,
-    "heartbeat-forgets-the-status": heartbeat_forgets_the_status,
-    "delete-is-no-transaction": delete_is_no_transaction,
+_PAUSE = 0.05
+"""Between two steps, as on a machine with much to do: a snapshot has to fall into it."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A bug, what the callers mostly do where they look for it, and what it is to be found by."""
+
+    put_in: Callable[[], None]
+    aim: str
+    found_by: str
+    """What a sentence about a snapshot says, as a regular expression."""
+
+
+MUTANTS = {
+    "recover-reads-then-writes": Mutant(
+        recover_reads_then_writes, "recoveries", r"session \S+ has \d+ successors"
+    ),
+    "heartbeat-forgets-the-status": Mutant(
+        heartbeat_forgets_the_status, "ends", r"had ended and is active|was recovered and is active"
+    ),
+    "delete-is-no-transaction": Mutant(
+        delete_is_no_transaction,
+        "deletions",
+        r"active_sessions of .* too many \[.+\]|task \S+ has no session",
+    ),
 }

@@ -144,9 +144,12 @@ class _End(asyncio.Protocol):
         self.open = False
         self._gone()
 
-    def send(self, data: bytes) -> None:
-        if self.open and self.transport is not None:
-            self.transport.write(data)
+    def send(self, data: bytes) -> bool:
+        """Send; False where the connection is at its end already."""
+        if not self.open or self.transport is None or self.transport.is_closing():
+            return False
+        self.transport.write(data)
+        return True
 
     def finish(self) -> None:
         """Close, after what was sent."""
@@ -180,7 +183,7 @@ class Connection:
         self._targets, self._turn, self._tapped = targets, turn, tapped
         self._target = ""
         self._tap: Tap | None = None
-        self._held: list[tuple[_End, bytes]] = []
+        self._held: list[tuple[_End, bytes, list[int]]] = []
         self._unsent: list[bytes] = []
         self._not_before = {True: 0.0, False: 0.0}
         self._lossy = False
@@ -233,8 +236,9 @@ class Connection:
             return
         harm = self._harm
         what = None if harm is None else harm.what
+        ended: list[int] = []
         if self._tap is not None and not inwards:
-            self._tap.answer(data)  # said is said, whoever hears it
+            ended = self._tap.answer(data)  # said is said, whoever hears it
         if what in {"half_open", "half_closed"} or (what == "deaf" and not inwards):
             self._lossy = True
             return
@@ -243,21 +247,22 @@ class Connection:
             return
         end = self.far if inwards else self.near
         if what == "hang" or self._held:
-            self._held.append((end, data))
+            self._held.append((end, data, ended))
             return
         loop = asyncio.get_running_loop()
         due = loop.time() + (harm.seconds if harm is not None and what == "slow" else 0.0)
         due = max(due, self._not_before[inwards])
         if due > loop.time():
             self._not_before[inwards] = due
-            loop.call_at(due, self._deliver, end, data)
+            loop.call_at(due, self._deliver, end, data, ended)
         else:
-            self._deliver(end, data)
+            self._deliver(end, data, ended)
 
-    def _deliver(self, end: _End, data: bytes) -> None:
+    def _deliver(self, end: _End, data: bytes, ended: list[int]) -> None:
         if end is self.far and self._tap is not None and end.open:
             self._tap.request(data)
-        end.send(data)
+        if end.send(data) and self._tap is not None:
+            self._tap.handed(ended)
 
     def harmed(self) -> None:
         """Something has begun or ended to happen on some way; on this one?"""
@@ -270,17 +275,22 @@ class Connection:
             self.far.reset()
         elif what == "half_closed":
             self._lossy = True
-            self.near.reset()
+            self._reset_near()
         elif what != "hang" and self._held:
             held, self._held = self._held, []
-            for end, data in held:
-                self._deliver(end, data)
+            for end, data, ended in held:
+                self._deliver(end, data, ended)
 
     def reset(self) -> None:
         """Reset both ends."""
-        self.near.reset()
+        self._reset_near()
         self.far.reset()
         self._forget()
+
+    def _reset_near(self) -> None:
+        if self._tap is not None and self.near.open:
+            self._tap.reset()
+        self.near.reset()
 
     def _near_gone(self) -> None:
         if not (self._lossy and self._harm is not None and self._harm.what == "half_closed"):

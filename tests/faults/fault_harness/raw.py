@@ -1,8 +1,9 @@
-"""Callers of plain HTTP who meddle in one small world: `raw.py URL KEY SEED CALLERS PAUSE WORLD`.
+"""Callers of plain HTTP who meddle in one small world: `raw.py URL KEY SEED CALLERS PAUSE WORLD AIM`.
 
 Each does at random whatever the API allows, to the same few projects, machines and sessions as all others,
-so that nearly everything collides with something. They remember nothing: who started again reads the lists.
-They end at SIGTERM. Nothing is written down here; the harness listens in on the wire.
+so that nearly everything collides with something; AIM says what they mostly do. They remember nothing: who
+started again reads the lists. They end at SIGTERM. Nothing is written down here; the harness listens in on
+the wire.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ class World:
 class Caller:
     """One caller: one request at a time, over a connection of its own."""
 
-    def __init__(self, http: httpx.AsyncClient, world: World, rng: random.Random) -> None:
+    def __init__(self, http: httpx.AsyncClient, world: World, rng: random.Random, actions: Actions) -> None:
         self._http, self._world, self._rng = http, world, rng
+        self._actions, self._weights = list(actions), list(actions.values())
         self._own: str | None = None
         self._count = 0
 
@@ -53,7 +55,7 @@ class Caller:
             if answer is not None and answer.status_code in {404, 409}:
                 self._own = None
             return
-        (chosen,) = rng.choices(list(ACTIONS), weights=list(ACTIONS.values()))
+        (chosen,) = rng.choices(self._actions, self._weights)
         await chosen(self)
 
     def _marked(self) -> Json | None:
@@ -120,9 +122,10 @@ class Caller:
             if self._rng.random() < 0.5:
                 mark, body = ("mark-stalled", None)
             await self._send("POST", f"{path}/{mark}", body)
-        body = {"new_machine_id": self._world.machine(self._rng)}
-        rivals = self._rng.choice((1, 1, 2, 4))
-        answers = await asyncio.gather(*(self._send("POST", f"{path}/recover", body) for _ in range(rivals)))
+        rivals = [self._world.machine(self._rng) for _ in range(self._rng.choice((1, 1, 2, 4)))]
+        answers = await asyncio.gather(
+            *(self._send("POST", f"{path}/recover", {"new_machine_id": machine}) for machine in rivals)
+        )
         for answer in answers:
             if answer is not None and answer.is_success:
                 self._own = answer.json()["session_id"]
@@ -191,7 +194,8 @@ class Caller:
         await self._send("POST", "/api/sessions/detect-failures")
 
 
-ACTIONS: dict[Callable[[Caller], Awaitable[None]], float] = {
+Actions = dict[Callable[[Caller], Awaitable[None]], float]
+ACTIONS: Actions = {
     Caller.create: 14,
     Caller.heartbeat: 10,
     Caller.fail: 3,
@@ -207,18 +211,25 @@ ACTIONS: dict[Callable[[Caller], Awaitable[None]], float] = {
     Caller.read: 4,
     Caller.scan: 1,
 }
+AIMS: dict[str, Actions] = {
+    "everything": ACTIONS,
+    "recoveries": {Caller.create: 4, Caller.add_task: 2, Caller.recover: 12},
+    "ends": {Caller.create: 4, Caller.heartbeat: 10, Caller.set_status: 4, Caller.recover: 2},
+    "deletions": {Caller.create: 10, Caller.add_task: 10, Caller.delete: 8},
+}
+"""What callers do, and how often, by what they aim at."""
 
 
 async def main() -> None:
     """Call until SIGTERM."""
-    url, key, seed, callers, pause, name = sys.argv[1:]
+    url, key, seed, callers, pause, name, aim = sys.argv[1:]
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     world = World(name)
 
     async def call(number: int, http: httpx.AsyncClient) -> None:
         rng = random.Random(f"{seed}/{number}")
-        caller = Caller(http, world, rng)
+        caller = Caller(http, world, rng, AIMS[aim])
         await caller.register()
         while not stop.is_set():
             await caller.step()

@@ -8,20 +8,23 @@ import json
 import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fault_harness import checker, history
 from fault_harness.clients import Clients
 from fault_harness.cluster import Cluster
 from fault_harness.history import History
+from fault_harness.mutants import MUTANTS
 from fault_harness.network import HARMS, Harm
+from fault_harness.owners import at_once, pieces_of
 from fault_harness.processes import until
 from fault_harness.schedule import Fault, Scene, schedule
 from fault_harness.state import State, wrong_steps, wrong_with
 from fault_harness.watcher import Watcher, whole_state
 
 SETTLE_SECONDS = 180.0
+HUNT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -30,14 +33,14 @@ class Shape:
 
     seconds: float = 20.0
     """For so long there are faults."""
-    requests: int = 0
-    """The clients go on until there were so many, or until a snapshot was wrong; for a minute at most."""
     servers: int = 2
     raw: int = 1
     callers: int = 8
     """So many in each process of raw callers."""
     pause: float = 0.1
     """Of each caller between two requests, on average."""
+    aim: str = "everything"
+    """What the callers mostly do; see raw.py."""
     sdk: tuple[str, ...] = ("sync", "async")
     runs: int = 1
     items: int = 5
@@ -49,23 +52,35 @@ class Shape:
     """Of the circuit breaker; the product's own is 30 s."""
     watch_every: float = 0.3
     mutant: str = "none"
+    sought: str = ""
+    """What a snapshot must show to be wrong, as a regular expression: the round then ends at once."""
 
     @property
     def orchestrations(self) -> int:
         """How many there are."""
         return len(self.sdk) + self.runs
 
-    def with_mutant(self, mutant: str) -> Shape:
-        """The same with a bug put in on purpose."""
-        return replace(self, mutant=mutant)
-
 
 SHORT = Shape(seconds=12, items=3, sdk=("async",))
 """For `make test`."""
-QUICK = Shape(
-    seconds=1, requests=400, servers=1, callers=16, pause=0.05, sdk=(), runs=0, gap=0, watch_every=0.1
-)
-"""No faults and many callers in one place: for what comes of that alone."""
+
+
+def hunt(mutant: str) -> Shape:
+    """No faults, and many callers aiming at a bug that was put in on purpose, until it is seen."""
+    bug = MUTANTS[mutant]
+    return Shape(
+        seconds=HUNT_SECONDS,
+        servers=1,
+        callers=12,
+        pause=0.02,
+        sdk=(),
+        runs=0,
+        gap=0,
+        watch_every=0.02,
+        mutant=mutant,
+        aim=bug.aim,
+        sought=bug.found_by,
+    )
 
 
 @dataclass
@@ -102,7 +117,7 @@ async def play(cluster: Cluster, seed: int, shape: Shape, directory: Path) -> Ou
     await cluster.start_servers(shape.servers, database, shape.mutant, shape.cool_down, directory)
     async with cluster.watching_client() as client, Clients(cluster, directory, seed, f"w{seed}") as clients:
         for number in range(shape.raw):
-            await clients.add_raw(f"raw-{number}", shape.callers, shape.pause)
+            await clients.add_raw(f"raw-{number}", shape.callers, shape.pause, shape.aim)
         for number, mode in enumerate(shape.sdk):
             await clients.add_sdk(f"sdk-{number}", mode, shape.items)
         for number in range(shape.runs):
@@ -110,14 +125,16 @@ async def play(cluster: Cluster, seed: int, shape: Shape, directory: Path) -> Ou
         scene = Scene(sorted(cluster.servers), clients.names, clients.names)
         faults = schedule(seed, shape.seconds, scene, shape.gap) if shape.gap else []
         outcome = Outcome(seed, shape, faults, directory)
-        watcher = Watcher(client, database, record)
+        watcher = Watcher(client, database, record, shape.sought)
         watching = asyncio.create_task(watcher.watch(shape.watch_every))
         expected = {name for name in clients.names if not name.endswith("-there")}
         await until(lambda: expected <= record.heard.keys(), "every client has said something", 180)
         began = loop.time()
-        await _inflict(cluster, clients, faults, shape.seconds, record)
-        with contextlib.suppress(AssertionError):  # a busy machine; fewer will do
-            await until(lambda: bool(watcher.wrong) or record.heard.total() >= shape.requests, "requests", 60)
+        if shape.sought:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(watcher.found.wait(), shape.seconds)
+        else:
+            await _inflict(cluster, clients, faults, shape.seconds, record)
         await cluster.heal()
         record.note("peace")
         peace = loop.time()
@@ -127,9 +144,7 @@ async def play(cluster: Cluster, seed: int, shape: Shape, directory: Path) -> Ou
         await watching
         await watcher.look()
     outcome.wrong += await cluster.stop_servers()
-    with cluster.database_client() as direct:
-        state = await asyncio.to_thread(whole_state, direct, database)
-        await asyncio.to_thread(direct.drop_database, database)
+    state = await asyncio.to_thread(_take_away, cluster, database)
     cluster.history = None
     record.close()
     operations = history.operations(history.read(record.path))
@@ -144,12 +159,21 @@ async def play(cluster: Cluster, seed: int, shape: Shape, directory: Path) -> Ou
         "tasks": len(state.tasks),
         "orchestrations": f"{sum(work.done for work in clients.works)}/{len(clients.works)}",
         "attempts": sum(len(work.attempts) for work in clients.works),
+        "at_once": sum(len(at_once(pieces_of(work.effects()))) for work in clients.works),
         "start_s": round(began - called, 1),
         "faults_s": round(peace - began, 1),
         "settled_s": round(settled - peace, 1),
     }
     _keep(outcome, state, clients)
     return outcome
+
+
+def _take_away(cluster: Cluster, database: str) -> State:
+    """Everything stored, and then nothing. In a thread: also the end of a connection passes the harness."""
+    with cluster.database_client() as client:
+        state = whole_state(client, database)
+        client.drop_database(database)
+    return state
 
 
 def _judge(
@@ -160,7 +184,7 @@ def _judge(
     wrong += wrong_steps(state)
     wrong += [
         f"session {one} had ended and is {state.sessions[one]['status']}"
-        for one in watcher.ended & state.sessions.keys()
+        for one in watcher.ended.keys() & state.sessions.keys()
         if state.sessions[one]["status"] not in {"completed", "failed"}
     ]
     return wrong + checker.check(operations, state, clients.works)
