@@ -41,14 +41,13 @@ def service(mongod: Mongod, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     def answers() -> bool:
         assert process.poll() is None, (directory / "log").read_text()[-2000:]
         try:
-            return httpx.get(
-                f"http://127.0.0.1:{port}/api/sessions", headers={"X-API-Key": KEY}, timeout=10
-            ).is_success
+            return asking.get(f"http://127.0.0.1:{port}/api/sessions").is_success
         except httpx.HTTPError:
             return False
 
     try:
-        until(answers, "the service to answer")
+        with httpx.Client(headers={"X-API-Key": KEY}, timeout=10) as asking:
+            until(answers, "the service to answer")
         # The pages take it for granted that there is something to look at.
         session = {"project_id": "documents", "machine_id": "reader"}
         url, headers = f"http://127.0.0.1:{port}/api/sessions", {"X-API-Key": KEY}

@@ -40,13 +40,12 @@ class Deployment:
         def answers() -> bool:
             assert self.process.poll() is None, self.log.read_text()[-2000:]
             try:
-                return httpx.get(
-                    f"{self.url}/api/sessions", headers={"X-API-Key": KEY}, timeout=10
-                ).is_success
+                return asking.get(f"{self.url}/api/sessions").is_success
             except httpx.HTTPError:
                 return False
 
-        until(answers, f"an answer of {self.url}, {self.log}")
+        with httpx.Client(headers={"X-API-Key": KEY}, timeout=10) as asking:
+            until(answers, f"an answer of {self.url}, {self.log}")
 
     def get(self, path: str) -> Any:
         """What it answers to a GET with the key."""

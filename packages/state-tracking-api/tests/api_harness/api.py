@@ -10,6 +10,8 @@ from typing import Any, Self
 
 import httpx
 
+from api_harness.server import NO_TLS
+
 Json = dict[str, Any]
 
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -50,7 +52,7 @@ class Api:
     def __init__(self, base_url: str, key: str | None) -> None:
         headers = {"X-API-Key": key} if key else {}
         self.http = httpx.Client(
-            base_url=base_url, headers=headers, timeout=60, limits=LIMITS, trust_env=False
+            base_url=base_url, headers=headers, timeout=60, limits=LIMITS, verify=NO_TLS, trust_env=False
         )
         self.get = self.http.get
         self.post = self.http.post

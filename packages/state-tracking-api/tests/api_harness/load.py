@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from collections.abc import Coroutine, Sequence
 from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httpx
+
+from api_harness.server import NO_TLS
 
 Request = Coroutine[Any, Any, httpx.Response]
 """A request that has not been sent yet."""
@@ -25,7 +26,6 @@ class Crowd:
     def __init__(self, base_url: str, key: str) -> None:
         self._base_url = base_url
         self._headers = {"X-API-Key": key}
-        self._tls = ssl.create_default_context()  # never used, but costly to make per client
         self._idle: list[httpx.AsyncClient] = []
         self._all: list[httpx.AsyncClient] = []
 
@@ -49,7 +49,7 @@ class Crowd:
             base_url=self._base_url,
             headers=self._headers,
             timeout=120,
-            verify=self._tls,
+            verify=NO_TLS,
             trust_env=False,
             limits=httpx.Limits(max_connections=1, keepalive_expiry=2),
         )

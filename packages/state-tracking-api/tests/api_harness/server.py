@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -20,6 +21,8 @@ import httpx
 Found = TypeVar("Found")
 
 COMMAND = Path(sys.executable).with_name("state-tracking-api")
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""For clients of servers that speak plain HTTP: httpx would read every certificate of the system for each."""
 EXIT_SECONDS = 10.0
 """SIGTERM ends a server within this time."""
 
@@ -148,7 +151,7 @@ class Server:
     def wait_until_healthy(self) -> None:
         """Return when /health answers 200; AssertionError with the server's own words if it ends before."""
         # One client for all tries: making one takes far more processor time than asking does.
-        with httpx.Client(timeout=5, trust_env=False) as client:
+        with httpx.Client(timeout=5, verify=NO_TLS, trust_env=False) as client:
 
             def healthy() -> bool:
                 code = self.process.poll()
@@ -159,6 +162,14 @@ class Server:
                     return False
 
             wait_until(healthy, "/health answers 200", seconds=60)
+
+    def accepts(self) -> bool:
+        """Whether it answers a new connection."""
+        try:
+            health = httpx.get(f"{self.base_url}/health", timeout=5, verify=NO_TLS, trust_env=False)
+        except httpx.TransportError:
+            return False
+        return health.status_code == 200
 
     def line_where(
         self, matches: Callable[[dict[str, Any]], bool], what: str, seconds: float = 20.0

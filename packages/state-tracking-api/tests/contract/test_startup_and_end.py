@@ -176,7 +176,7 @@ def test_sigterm_lets_a_request_in_flight_finish(own: Servers, mongo: MongoClien
             beat = pool.submit(api.act, session, "heartbeat")
             wait_for_write(mongo, database)
             server.process.send_signal(signal.SIGTERM)
-            wait_until(lambda: not accepts(server), "the server takes no more connections")
+            wait_until(lambda: not server.accepts(), "the server takes no more connections")
         assert expect(beat.result(20), 200)["session_id"] == session["session_id"]
     server.assert_clean_exit()
 
@@ -193,14 +193,6 @@ def test_sigterm_does_not_wait_for_a_request_that_hangs(own: Servers, mongo: Mon
             server.process.send_signal(signal.SIGTERM)
             assert server.process.wait(EXIT_SECONDS) == 0
         expect_error(beat.result(20), 503, says="shutting down")
-
-
-def accepts(server: Server) -> bool:
-    """Whether the server answers a new connection."""
-    try:
-        return httpx.get(f"{server.base_url}/health", timeout=5, trust_env=False).status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def test_sigterm_does_not_wait_for_idle_connections(own: Servers) -> None:

@@ -8,7 +8,6 @@ import signal
 import socket
 from pathlib import Path
 
-import httpx
 import pytest
 from pymongo import MongoClient
 
@@ -38,7 +37,7 @@ async def test_what_is_in_flight_is_finished_and_the_exit_is_clean(
                 lambda: len(running(mongo, database, "findAndModify")) >= 20, "all heartbeats are there"
             )
             server.process.send_signal(signal.SIGTERM)
-            wait_until(lambda: not accepts(server), "the server takes no more connections")
+            wait_until(lambda: not server.accepts(), "the server takes no more connections")
             other.abort_transaction()
 
         async with Crowd(server.base_url, server.key) as crowd:
@@ -49,14 +48,6 @@ async def test_what_is_in_flight_is_finished_and_the_exit_is_clean(
     server.assert_clean_exit()
     assert database.jobs.find_one({"lease_owner": {"$type": "string"}}) is None, "every lease is released"
     assert server.lines[-1]["message"] == "Server stopped"
-
-
-def accepts(server: Server) -> bool:
-    """Whether the server answers a new connection."""
-    try:
-        return httpx.get(f"{server.base_url}/health", timeout=5, trust_env=False).status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 @pytest.mark.slow
