@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import errno
 import gc
+import multiprocessing
 import os
 import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Callable, Generator
 from typing import Any, cast
 from uuid import uuid4
@@ -184,9 +186,18 @@ class Protocol(HttpToolsProtocol):
 
 def worker() -> FastAPI:
     """The application of one of several worker processes, from the environment."""
+    threading.Thread(target=_end_with_supervisor, daemon=True).start()
     configured = settings.load()
     log.configure(configured.log_level)
     return create_app(configured)
+
+
+def _end_with_supervisor() -> None:
+    """A supervisor that was killed tells nobody: its workers would go on, and keep the port."""
+    supervisor = multiprocessing.parent_process()
+    if supervisor is not None:
+        supervisor.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _config(app: FastAPI | str, *, factory: bool = False, workers: int = 1) -> uvicorn.Config:

@@ -28,9 +28,11 @@ from pymongo.errors import (
 from pymongo.read_concern import ReadConcern
 
 from state_tracking_api import log, schema
+from state_tracking_api.background import Shared
 from state_tracking_api.breaker import CircuitBreaker, Pass
 from state_tracking_api.errors import ApiError, GatewayTimeout, ServiceUnavailable
 from state_tracking_api.lifecycle import Document
+from state_tracking_api.metadata import Json
 from state_tracking_api.settings import Settings
 
 Transaction = AsyncClientSession
@@ -74,6 +76,7 @@ class Storage:
         self.jobs = self.database["jobs"]
         self.heartbeat_counts = self.database["heartbeat_counts"]
         self.machine_locks = self.database["machine_locks"]
+        self.health_summaries: Shared[Json] = Shared()
         self.breaker = CircuitBreaker()
         self._retention_days = settings.retention_days
         self._lanes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()

@@ -14,7 +14,7 @@ from pymongo import MongoClient
 
 from api_harness.server import Server
 from api_harness.servers import Document
-from faults.traffic import Told, callers, until
+from api_harness.traffic import Told, callers, until
 from state_tracking_api.embedded import Mongod
 
 # Below the outages that follow, so that the brake matters.

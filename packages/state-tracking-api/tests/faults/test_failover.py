@@ -12,7 +12,7 @@ from api_harness.api import uuid4
 from api_harness.replica_set import three_nodes
 from api_harness.server import Server, run
 from api_harness.servers import Document
-from faults.traffic import callers, until
+from api_harness.traffic import callers, until
 
 
 @pytest.mark.slow

@@ -38,6 +38,18 @@ def each_worker_in_turn(server: Server, times: int) -> list[Exposition]:
 
 
 @pytest.mark.slow
+def test_workers_do_not_outlive_a_supervisor_that_is_killed(own: Servers, redis_server: RedisServer) -> None:
+    server = Server.start(MONGODB_URI=own.uri, WORKERS="2", RATE_LIMIT_STORAGE_URI=redis_server.uri)
+    try:
+        wait_until(lambda: len(workers(server)) == 2, "two workers")
+        left = workers(server)
+    finally:
+        server.kill()
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in left), "the workers have ended")
+    assert not server.accepts()
+
+
+@pytest.mark.slow
 def test_two_workers_add_up_and_a_killed_one_is_replaced(own: Servers, redis_server: RedisServer) -> None:
     server = own.start(
         WORKERS="2", RATE_LIMIT_STORAGE_URI=redis_server.uri, RATE_LIMIT_PER_MINUTE="500", SCHEDULER="on"
