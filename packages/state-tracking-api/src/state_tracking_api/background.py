@@ -41,7 +41,7 @@ class Shared(Generic[Result]):
         self._asked_at = datetime.min.replace(tzinfo=UTC)
 
     async def get(self, asked_at: datetime, make: Callable[[datetime], Awaitable[Result]]) -> Result:
-        """What `make` returns or raises for all who share it, given the latest time at which one of them asked.
+        """What `make` returns or raises for all who share it, given the latest time at which one asked.
 
         `make` runs in a context of its own, so it needs a deadline of its own.
         """
