@@ -235,7 +235,8 @@ async def _prepared(port: int) -> None:
 
 def silence(many: int, seconds: float) -> str:
     """The second part: what a scan costs that finds many sessions silent at once."""
-    with bench_harness.mongod() as mongod, bench_harness.serve(mongod.uri, SCHEDULER="off") as (server, port):
+    patient = {"SCHEDULER": "off", "REQUEST_TIMEOUT_MS": "3600000"}
+    with bench_harness.mongod() as mongod, bench_harness.serve(mongod.uri, **patient) as (server, port):
         client: MongoClient[Document] = MongoClient(mongod.uri, tz_aware=True)
         database = client[DATABASE]
         asyncio.run(_prepared(port))

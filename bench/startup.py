@@ -29,7 +29,8 @@ from state_tracking_api.embedded import free_port
 IMPORT_LINE = re.compile(r"import time:\s+(\d+) \|\s+\d+ \| (\s*)([\w.]+)")
 HERE = Path(__file__).resolve().parent.parent
 SOURCES = Path("packages/state-tracking-api/src")
-IMPORT = "import state_tracking_api.cli, state_tracking_api.server"
+# Without the way out, on which everything is taken down again.
+IMPORT = "import os, state_tracking_api.cli, state_tracking_api.server; os._exit(0)"
 SERVE = "from state_tracking_api.cli import main; main()"
 ASK = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
 
