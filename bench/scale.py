@@ -81,7 +81,8 @@ def fill(database: Any, start: int, end: int) -> None:
         (session(number, now=now, live=number % LIVE_SHARE == 0) for number in range(start, end)),
     )
     owners = database["sessions"].find({}, {"session_id": 1, "project_id": 1}).sort("_id", 1)
-    chosen = list(owners.skip(start).limit(max(0, min(end, WITH_TASKS) - start)))
+    lacking = max(0, min(end, WITH_TASKS) - start)
+    chosen = list(owners.skip(start).limit(lacking)) if lacking else []  # a limit of 0 is none
     stamp = Stamp(now, "key:bench")
     filled(
         database["tasks"],
@@ -310,7 +311,12 @@ def processes(counts: list[int], seconds: float) -> str:
         client: MongoClient[Document] = MongoClient(mongod.uri, tz_aware=True)
         database = client[DATABASE]
         for count in counts:
-            settings = {"WORKERS": str(count), "SCHEDULER": "off"}
+            # Several processes need a shared count; one has it too, so that they can be compared.
+            settings = {
+                "WORKERS": str(count),
+                "SCHEDULER": "off",
+                "RATE_LIMIT_STORAGE_URI": mongod.uri,
+            }
             with bench_harness.serve(mongod.uri, **settings) as (server, port):
                 asyncio.run(_prepared(port))
                 if database["sessions"].estimated_document_count() == 0:
