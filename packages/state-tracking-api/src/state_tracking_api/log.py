@@ -6,7 +6,6 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, MutableMapping
 from contextvars import ContextVar
-from datetime import UTC, datetime
 from typing import Any, BinaryIO, TextIO, cast
 
 import msgspec
@@ -120,7 +119,7 @@ def _json_lines(out: _Lines, threshold: int) -> type[structlog.BoundLoggerBase]:
             out.write(
                 _encode(
                     {
-                        "timestamp": clock.iso(datetime.now(UTC)),
+                        "timestamp": clock.iso(clock.now()),
                         "level": level,
                         "message": event,
                         # What the line itself says wins over what is bound.

@@ -202,7 +202,6 @@ async def test_a_clock_that_jumps_ahead_makes_nobody_silent(storage: Storage, co
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"  # the driver drops a socket that it was opening
 )
@@ -218,6 +217,7 @@ async def test_the_scheduler_ends_at_whatever_moment_it_is_told_to(
         assert ended, f"cancelled after {moment / 3:.1f} ms it goes on"
 
 
+@pytest.mark.slow
 def test_a_cleanup_killed_half_way_is_finished_by_the_next(own: Servers, mongod: Mongod) -> None:
     database = own.database()
     server = own.start(database)
