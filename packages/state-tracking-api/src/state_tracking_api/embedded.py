@@ -102,7 +102,7 @@ class Mongod:
     @property
     def uri(self) -> str:
         """Connection string of this server."""
-        return f"mongodb://127.0.0.1:{self.port}/?replicaSet={REPLICA_SET}&directConnection=true"
+        return f"mongodb://127.0.0.1:{self.port}/?replicaSet={REPLICA_SET}"
 
     @property
     def pid(self) -> int:

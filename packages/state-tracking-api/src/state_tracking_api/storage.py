@@ -18,6 +18,7 @@ from pymongo import DESCENDING, AsyncMongoClient, ReadPreference, WriteConcern
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import (
+    ConfigurationError,
     ConnectionFailure,
     NetworkTimeout,
     OperationFailure,
@@ -127,10 +128,22 @@ class Storage:
     async def _at_once_where_away(self, work: Callable[[], Awaitable[Result]]) -> Result:
         # With a deadline for operations the driver looks for a server until that deadline. While none is
         # known, nobody shall wait for longer than it takes to find one.
-        if self.client.topology_description.has_writable_server():
-            return await work()
-        with pymongo.timeout(self.client.options.server_selection_timeout):
-            return await work()
+        known = self.client.topology_description.has_writable_server()
+        seconds = None if known else self.client.options.server_selection_timeout
+        try:
+            with contextlib.nullcontext() if known else pymongo.timeout(seconds):
+                return await work()
+        except ConfigurationError as error:
+            if _is_connected_too_early(error):
+                await self._connect_anew()
+            raise
+
+    async def _connect_anew(self) -> None:
+        # Connections keep what the server was when they were opened. The driver has no public way to let
+        # go of them; this one closes each when whoever uses it gives it back.
+        topology = await self.client._get_topology()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        for server in list(topology._servers.values()):  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            await server.pool.reset_without_pause()
 
     def _reached(self) -> None:
         if self.breaker.succeeded():
@@ -149,7 +162,7 @@ class Storage:
                 hello = await self._at_once_where_away(lambda: self.client.admin.command("hello"))
                 if "setName" not in hello and hello.get("msg") != "isdbgrid":
                     raise _cannot_be_set_up("it is a standalone server; transactions need a replica set")
-                await schema.apply(self.database, self._retention_days)
+                await self._at_once_where_away(lambda: schema.apply(self.database, self._retention_days))
             except OperationFailure as error:
                 # A wrong password, missing rights, or data that breaks a unique index: nobody may write
                 # until somebody has mended it.
@@ -278,12 +291,23 @@ def is_away(error: BaseException) -> bool:
     return isinstance(error, ConnectionFailure) and not isinstance(error, slow)
 
 
+def _is_connected_too_early(error: PyMongoError) -> bool:
+    """Whether a connection was opened to a member that could not be read then, as just after its start.
+
+    Only with `directConnection=true` in the URI: the driver then uses a server whatever its state is, and
+    takes it for one without driver sessions for as long as the connection lasts.
+    """
+    return isinstance(error, ConfigurationError) and str(error).startswith("Sessions are not supported")
+
+
 def translated(error: PyMongoError) -> ApiError | None:
     """What a failure of the database is to the caller; None where it is a defect of ours."""
     if isinstance(error, ServerSelectionTimeoutError) or is_away(error):
         return ServiceUnavailable("The database is away; try again later", headers={"Retry-After": "5"})
     if error.timeout:
         return GatewayTimeout("The database took too long; the query was cancelled")
+    if _is_connected_too_early(error):
+        return ServiceUnavailable("The database is just starting; try again", headers={"Retry-After": "1"})
     if error.has_error_label("TransientTransactionError") or error.has_error_label("RetryableWriteError"):
         return ServiceUnavailable("The database is changing over; try again", headers={"Retry-After": "1"})
     return None

@@ -71,6 +71,35 @@ def test_serve_starts_while_the_database_is_away_and_works_when_it_comes(tmp_pat
 
 
 @pytest.mark.slow
+def test_connections_opened_while_the_database_was_starting_are_not_kept(tmp_path: Path) -> None:
+    # With directConnection the driver uses a member in whatever state, and keeps what it was on connecting.
+    with Mongod.start(tmp_path / "db") as mongod:
+        direct = f"{mongod.uri}&directConnection=true"
+        environment = {"MONGODB_URI": direct, "SCHEDULER": "off", "DB_TIMEOUT_MS": "2000"}
+        with (
+            MongoClient[Document](direct) as mongo,
+            Server.start(**environment) as server,
+            Api(server.base_url, server.key) as api,
+            ThreadPoolExecutor(20) as pool,
+        ):
+
+            def create(_: int) -> httpx.Response:
+                return api.post("/api/sessions", json={"project_id": "p", "machine_id": unique("m")})
+
+            expect(create(0), 201)
+            mongo.admin.command("replSetStepDown", 60, secondaryCatchUpPeriodSecs=0, force=True)
+            mongo.admin.command("replSetMaintenance", 1)
+            refused = list(pool.map(create, range(20)))
+            assert {answer.status_code for answer in refused} <= {503, 504}
+            assert any("just starting" in answer.json().get("message", "") for answer in refused)
+            mongo.admin.command("replSetMaintenance", 0)
+            mongo.admin.command("replSetFreeze", 0)
+            wait_until(lambda: mongo.admin.command("hello")["isWritablePrimary"], "there is a primary", 60)
+            statuses = [{answer.status_code for answer in pool.map(create, range(20))} for _ in range(3)]
+            assert statuses[-1] == {201}, statuses
+
+
+@pytest.mark.slow
 def test_serve_without_a_database_ends_at_sigterm() -> None:
     with Server.start(MONGODB_URI=f"mongodb://127.0.0.1:{free_port()}/") as server:
         server.stop()
