@@ -33,6 +33,9 @@ from state_tracking_api.settings import Settings
 GRACE_SECONDS = 6
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
+# A worker that says nothing for so long is replaced. On a busy machine one takes longer to start than the
+# 5 seconds that uvicorn has for it, and would be replaced by one that is no faster.
+WORKER_SILENCE_SECONDS = 30
 # Request line and headers together; the parser itself would collect them until the memory is full.
 MAX_HEAD_BYTES = 64 * 1024
 
@@ -213,6 +216,7 @@ def _config(app: FastAPI | str, *, factory: bool = False, workers: int = 1) -> u
         timeout_graceful_shutdown=GRACE_SECONDS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         backlog=BACKLOG,
+        timeout_worker_healthcheck=WORKER_SILENCE_SECONDS,
     )
 
 
