@@ -269,9 +269,9 @@ class Runner:
             self._look_around()
             ended = child.ended()
             if ended is not None:
-                if self._signals:
+                if self._signals and not (ended.well and kill_at is None):
                     raise _StoppedError(handle)
-                return ended, timed_out
+                return ended, timed_out  # what had ended well before the signal is done
             child.tick()
             self._alive(item, time.monotonic() - began, silence.seconds())
             now = time.monotonic()

@@ -30,22 +30,31 @@ class Expendable:
     """A stream that nobody has to read: output that cannot be written is dropped, once and for all.
 
     A run's work does not depend on anybody who watches it: not on ``| head``, not on a terminal that is gone,
-    not on a disk that is full.
+    not on a disk that is full. A terminal that takes nothing for now, because of Ctrl+S or a connection that
+    sleeps, is not waited for: it misses what it does not take.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._terminal = _own_way_to(stream)
 
     def write(self, text: str) -> int:
         """Write, or do not."""
         try:
-            return self._stream.write(text)
+            if self._terminal is None:
+                return self._stream.write(text)
+            left = text.encode(self._stream.encoding, "replace")
+            with contextlib.suppress(BlockingIOError):
+                while left:
+                    left = left[os.write(self._terminal, left) :]
         except (OSError, ValueError):
             self._give_up()
-            return len(text)
+        return len(text)
 
     def flush(self) -> None:
         """Flush, or do not."""
+        if self._terminal is not None:
+            return
         try:
             self._stream.flush()
         except (OSError, ValueError):
@@ -56,10 +65,26 @@ class Expendable:
         with contextlib.suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
+            if self._terminal is not None:
+                os.dup2(nowhere, self._terminal, inheritable=False)
             os.close(nowhere)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def _own_way_to(stream: TextIO) -> int | None:
+    """A descriptor that never blocks, where ``stream`` is a terminal.
+
+    It is opened anew: the one that is there is shared with the shell, whose writes have to block.
+    """
+    try:
+        if not stream.isatty():
+            return None
+        stream.flush()
+        return os.open(os.ttyname(stream.fileno()), os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+    except (OSError, ValueError):
+        return None
 
 
 class View(Protocol):

@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 
@@ -215,6 +216,33 @@ def test_a_run_that_is_interrupted_by_its_own_command_does_not_begin_the_next_ta
     assert client.list_sessions(project_id=project).items[0].status == "paused"
 
 
+def test_what_had_ended_well_before_the_interruption_is_not_done_again(
+    server: Server, client: Client, machines: Machines, project: str
+) -> None:
+    machine = machines(server.url)
+    waits = "echo begins >> effects; until [ -e go ]; do sleep 0.05; done"
+    run = machine.start("run", machine.plan(plan(project, waits, "echo never >> effects")))
+    machine.await_effect("begins")
+    children = run.children()
+    run.signal(signal.SIGSTOP)
+    machine.work.joinpath("go").touch()
+    until(lambda: all(has_ended(child) for child in children), "the command and its guard to have ended")
+    run.signal(signal.SIGINT)
+    run.signal(signal.SIGCONT)
+    assert run.finish().code == Exit.INTERRUPTED
+    assert machine.effects() == ["begins"]
+    tasks = client.list_tasks(project_id=project).items
+    assert {task.task_name: task.status for task in tasks} == {"a": "completed", "b": "blocked"}
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Whether it is gone, or would be if its parent were not suspended."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def test_what_a_finished_command_leaves_running_is_ended_unless_it_left_the_group(
     server: Server, machines: Machines, project: str
 ) -> None:
@@ -395,6 +423,33 @@ def test_a_terminal_says_at_the_very_end_how_to_go_on(
     assert code == Exit.TASK_FAILED
     (session,) = client.list_sessions(project_id=project).items
     assert shown.rstrip().endswith(f"claude-projects resume {session.session_id}")
+
+
+def test_a_terminal_that_is_held_with_ctrl_s_does_not_hold_the_work(
+    server: Server, client: Client, machines: Machines, project: str
+) -> None:
+    machine = machines(server.url)
+    leader, follower = pty.openpty()
+    termios.tcflow(follower, termios.TCOOFF)
+    process = subprocess.Popen(
+        [
+            str(Path(sys.executable).with_name("claude-projects")),
+            "run",
+            machine.plan(plan(project, "true", "true")),
+        ],
+        cwd=machine.work,
+        env={**machine.variables(), "TERM": "xterm", "COLUMNS": "100"},
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+    )
+    try:
+        assert process.wait(60) == Exit.OK
+    finally:
+        process.kill()
+        os.close(follower)
+        os.close(leader)
+    assert client.list_tasks(project_id=project, status="completed").total == 2
 
 
 def test_a_terminal_shows_the_plan_and_its_progress(
