@@ -128,12 +128,16 @@ class Handover:
         yield from self._register()
         for _ in range(_ROUNDS):
             earlier = yield from self._earlier()
-            if (
-                earlier is not None
-                and Process.of(earlier) == self.worker.process
-                and earlier.status == "active"
-            ):
-                return earlier  # ours: the answer to its creation was lost
+            if earlier is not None and Process.of(earlier) == self.worker.process:
+                # Ours: the answer to its creation was lost. Where the API was away for longer than that, it
+                # has been taken for silent.
+                if earlier.status == "active":
+                    return earlier
+                if earlier.status == "stalled":
+                    try:
+                        return (yield from perform(calls.heartbeat(earlier.session_id), _RETRY))
+                    except ConflictError:
+                        continue  # taken over since
             if earlier is not None and earlier.machine_id != self.worker.machine_id:
                 if not fresh:
                     raise HeldError(

@@ -134,7 +134,7 @@ class Tracking:
         self._progress_at = clock()
         self._deadline: float | None = None
         self._ended = False
-        self._keyless = False
+        self._is_untracked = False
         self.wake: Callable[[], object] = _ignore
         self.session: Session | None = None
         self.current: Callable[[], str | None] = lambda: None
@@ -154,7 +154,7 @@ class Tracking:
                 _resolve(report.told, value=False)
                 return report
             self._outbox.append(report)
-            if self.away or self._keyless:
+            if self.away or self._is_untracked:
                 _resolve(report.told, value=False)
         self.wake()
         return report
@@ -225,7 +225,7 @@ class Tracking:
                 if not self.opened.done():
                     _fail(self.opened, error)
                     return False
-                self._no_key(error)
+                self._goes_on_untracked(error)
             except Exception as error:
                 if not self.opened.done():
                     _fail(self.opened, error)
@@ -233,6 +233,9 @@ class Tracking:
                 if isinstance(error, SessionLostError) or not isinstance(error, ClaudeProjectsError):
                     raise
                 existing = error.existing_session_id if isinstance(error, ApiError) else None
+                if isinstance(error, ApiError) and existing is None and error.recovered_by is None:
+                    self._goes_on_untracked(error)  # nobody else works on it
+                    continue
                 raise SessionLostError(None, existing, str(error)) from error
             else:
                 self._beat_due = clock() + self._interval
@@ -277,7 +280,7 @@ class Tracking:
             self._answer(asked, contact=False)
             return False
         except UnauthorizedError as error:
-            self._no_key(error)
+            self._goes_on_untracked(error)
         except _PASSING as error:
             self._is_away(error)
         except ApiError as error:
@@ -315,7 +318,7 @@ class Tracking:
         try:
             result = yield from perform(report.built, ONCE, lost=report.perhaps_done)
         except UnauthorizedError as error:
-            self._no_key(error)
+            self._goes_on_untracked(error)
         except _PASSING as error:
             report.perhaps_done = report.perhaps_done or perhaps_done(error)
             report.failures += isinstance(error, ServerError) and error.status == 500
@@ -372,20 +375,20 @@ class Tracking:
 
     def _is_back(self) -> None:
         self._failures = 0
-        self._keyless = False
+        self._is_untracked = False
         with self._lock:
             was_away, self.away = self.away, False
             waiting = len(self._outbox)
         if was_away:
             self._tell(self._listener.back, waiting)
 
-    def _no_key(self, error: ClaudeProjectsError) -> None:
-        # The key may come back (a rotation gone wrong), so nothing is thrown away; but it is said only once.
-        if not self._keyless:
-            self._tell(
-                self._listener.problem, f"the API refuses the key: {error}. The work goes on untracked"
-            )
-        self._keyless = True
+    def _goes_on_untracked(self, error: ClaudeProjectsError) -> None:
+        # The key may come back (a rotation gone wrong), a machine's maintenance may end, so nothing is thrown
+        # away; but it is said only once.
+        if not self._is_untracked:
+            what = "the key" if isinstance(error, UnauthorizedError) else "the session"
+            self._tell(self._listener.problem, f"the API refuses {what}: {error}. The work goes on untracked")
+        self._is_untracked = True
         self._not_before = clock() + min(30.0, self._interval)
         with self._lock:
             waiting = list(self._outbox)

@@ -11,7 +11,7 @@ from claude_projects.exits import Exit
 from client_harness.command import Machine
 from client_harness.server import KEY, Server
 from client_harness.waiting import until
-from client_harness.wire import Wire
+from client_harness.wire import Fault, Wire
 
 Machines = Callable[..., Machine]
 
@@ -154,6 +154,32 @@ def test_no_answer_that_is_lost_makes_a_resume_lose_or_repeat_anything(
     assert len(client.list_sessions(project_id=project).items) == 2
     done = [task.task_name for task in client.list_tasks(project_id=project, status="completed").items]
     assert sorted(done) == ["one", "three", "two"]
+
+
+def test_a_run_whose_new_session_was_taken_for_silent_meanwhile_goes_on_with_it(
+    nervous: Server, machines: Machines, project: str
+) -> None:
+    wire = Wire(nervous.port)
+    machine = machines(wire.url)
+    before: list[Fault | bytes] = ["pass", "pass", "pass", "lose answer"]
+    afterwards: list[Fault | bytes] = ["lose request"]
+    wire.faults.extend(before + 1000 * afterwards)
+    try:
+        run = machine.start("run", machine.plan(plan(project)))
+        machine.await_effect("begins")
+        assert wire.seen[3].startswith("POST /api/sessions ")
+        with Client(nervous.url, KEY) as client:
+            (session,) = client.list_sessions(project_id=project).items
+            until(lambda: client.get_session(session.session_id).status == "stalled", "it to be stalled")
+            wire.faults.clear()
+            until(lambda: client.get_session(session.session_id).status == "active", "it to be active again")
+            machine.work.joinpath("go").touch()
+            end = run.finish()
+            assert end.code == Exit.OK, end.err
+            assert client.get_session(session.session_id).status == "completed"
+        assert machine.effects() == ["one", "begins", "ends", "three"]
+    finally:
+        wire.close()
 
 
 def test_a_guard_holds_its_command_while_the_run_is_suspended_and_lets_it_go_on_afterwards(

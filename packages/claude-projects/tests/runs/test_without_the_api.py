@@ -131,6 +131,27 @@ def test_a_run_that_begins_without_the_api_is_tracked_as_soon_as_it_comes(
         assert client.get_session(session.session_id).status == "completed"
 
 
+def test_a_refusal_that_comes_late_does_not_stop_the_work(
+    frail: Server, machines: Machines, project: str
+) -> None:
+    machine = machines(frail.url)
+    with Client(frail.url, KEY) as client:
+        client.register_machine(hostname="h", machine_id=machine.machine_id)
+        client.update_machine(machine.machine_id, status="maintenance")
+        frail.stop()
+        run = machine.start("run", machine.plan(two_gates(project)))
+        machine.await_effect("two-begins")
+        frail.start()
+        until(lambda: "The work goes on untracked" in run.err, "the refusal to be told")
+        machine.work.joinpath("go2").touch()
+        machine.await_effect("three-begins")
+        client.update_machine(machine.machine_id, status="online")
+        until(lambda: completed(client, project) == ["one", "two"], "the API to know of both tasks")
+        machine.work.joinpath("go3").touch()
+        assert run.finish().code == Exit.OK
+        assert completed(client, project) == ["one", "two", "three", "four"]
+
+
 def test_what_was_done_while_the_api_was_away_is_not_done_again_after_a_crash(
     frail: Server, machines: Machines, project: str
 ) -> None:
