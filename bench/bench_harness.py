@@ -197,6 +197,19 @@ async def listening(port: int) -> None:
     raise TimeoutError("the server did not come up")
 
 
+def settled(server: psutil.Process, workers: int) -> None:
+    """Return when every worker of a server has started and none is busy; TimeoutError after two minutes."""
+    deadline = time.monotonic() + 120
+    used, interval = cpu(server), 0.5
+    while time.monotonic() < deadline:
+        time.sleep(interval)
+        before, used = used, cpu(server)
+        # A single one is the process itself; over several there is one that starts them again.
+        if used - before < 0.02 * interval and (workers == 1 or len(server.children()) >= workers):
+            return
+    raise TimeoutError("the workers did not come to rest")
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose first column is text and whose others are numbers."""
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]

@@ -325,6 +325,7 @@ def processes(counts: list[int], seconds: float) -> str:
                         database["sessions"], (session(number, now=now, live=True) for number in range(2000))
                     )
                 asked = scenarios_of_heartbeats(database)
+                bench_harness.settled(server, count)
                 found = asyncio.run(
                     bench_harness.measure(port, server, psutil.Process(mongod.pid), asked, seconds, 32)
                 )
