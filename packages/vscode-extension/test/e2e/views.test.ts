@@ -78,6 +78,18 @@ async function picture(shown: Window, name: string): Promise<void> {
   await shown.screenshot(join(PICTURES, `${name}.png`));
 }
 
+const THEMES = { dark: "Default Dark Modern", light: "Default Light Modern" } as const;
+
+/** What is shown in a dark window, in a light one as well; the window is dark again afterwards. */
+async function pictures(shown: Window, name: string): Promise<void> {
+  await picture(shown, `${name}-dark`);
+  await editor.configure({}, { "workbench.colorTheme": THEMES.light });
+  await shown.page.locator(".monaco-workbench.vs").waitFor();
+  await picture(shown, `${name}-light`);
+  await editor.configure({}, { "workbench.colorTheme": THEMES.dark });
+  await shown.page.locator(".monaco-workbench.vs-dark").waitFor();
+}
+
 /** Machines and sessions of others, in every state. */
 async function populate(): Promise<void> {
   const api = backend.api();
@@ -134,10 +146,10 @@ test("the first start says what to do: set a key, then begin", async () => {
   window = await editor.open(folder);
   await window.showView();
   await window.page.locator(".welcome-view-content", { hasText: "without a valid key" }).waitFor();
-  await picture(window, "welcome-without-key-dark");
+  await pictures(window, "welcome-without-key");
   await window.setKey(backend.key);
   await window.page.locator(".welcome-view-content", { hasText: "No session has been tracked yet" }).waitFor();
-  await picture(window, "welcome-empty-dark");
+  await pictures(window, "welcome-empty");
   await window.command("Welcome: Open Walkthrough");
   await window.pick("First Steps with Claude Projects");
   await window.page
@@ -146,88 +158,88 @@ test("the first start says what to do: set a key, then begin", async () => {
     .first()
     .waitFor();
   await until("the walkthrough is drawn", async () => (await window?.page.locator(".step-title").count()) === 4);
-  await picture(window, "walkthrough-dark");
+  await pictures(window, "walkthrough");
 });
 
-test.each([
-  ["dark", "Default Dark Modern"],
-  ["light", "Default Light Modern"],
-])("an orchestration at work among those of others, in a %s theme", async (name, theme) => {
-  if (name === "dark") {
-    await populate();
-  }
-  await editor.configure({}, { "workbench.colorTheme": theme });
-  const folder = await editor.folder({ ...FILES, "plan.toml": PLAN.replace("acme/webshop", `acme/webshop-${name}`) });
-  const gates = new Gates(folder, ".");
-  window = await editor.open(folder);
-  await window.setKey(backend.key);
-  await window.showView();
-  await window.start("Release 2.4");
-  await window.page.locator(".xterm-screen").first().waitFor();
-  gates.open("tests");
-  await until("the first task is done", () => gates.done.length === 1);
-  await window.treeRow("Write the release notes").waitFor();
-  await window.treeRow("translations").click();
-  await until("its tasks are shown", async () => {
-    if (await window?.treeRow("Translate to French").isVisible()) {
-      return true;
+test.each(Object.entries(THEMES))(
+  "an orchestration at work among those of others, in a %s theme",
+  async (name, theme) => {
+    if (name === "dark") {
+      await populate();
     }
-    await window?.page.keyboard.press("ArrowRight");
-    return false;
-  });
-  await window.treeRow("dependency-updates").waitFor();
-  await until("the tree shows the task at work", async () =>
-    (await window?.treeRow("Write the release notes").getAttribute("aria-label"))?.includes("in progress"),
-  );
-  // The session is looked for as soon as it exists, and the machine is registered with it.
-  await until("the tree shows the session itself", async () => {
-    const [machine, session] = await Promise.all(
-      ["ada-laptop", "Release 2.4"].map(async (row) => (await window?.treeRow(row).textContent()) ?? ""),
+    await editor.configure({}, { "workbench.colorTheme": theme });
+    const folder = await editor.folder({ ...FILES, "plan.toml": PLAN.replace("acme/webshop", `acme/webshop-${name}`) });
+    const gates = new Gates(folder, ".");
+    window = await editor.open(folder);
+    await window.setKey(backend.key);
+    await window.showView();
+    await window.start("Release 2.4");
+    await window.page.locator(".xterm-screen").first().waitFor();
+    gates.open("tests");
+    await until("the first task is done", () => gates.done.length === 1);
+    await window.treeRow("Write the release notes").waitFor();
+    await window.treeRow("translations").click();
+    await until("its tasks are shown", async () => {
+      if (await window?.treeRow("Translate to French").isVisible()) {
+        return true;
+      }
+      await window?.page.keyboard.press("ArrowRight");
+      return false;
+    });
+    await window.treeRow("dependency-updates").waitFor();
+    await until("the tree shows the task at work", async () =>
+      (await window?.treeRow("Write the release notes").getAttribute("aria-label"))?.includes("in progress"),
     );
-    return machine?.includes("this machine · 1 live") === true && session?.includes("♥") === true;
-  });
-  expect(await window.treeRow("translations").textContent()).toContain("stalled");
-  expect(await window.treeRow("dependency-updates").textContent()).toContain("failed");
-  await until("the status bar says so", async () => /Release 2\.4\s+task 2\/4/.test((await window?.status()) ?? ""));
-  await picture(window, `running-${name}`);
+    // The session is looked for as soon as it exists, and the machine is registered with it.
+    await until("the tree shows the session itself", async () => {
+      const [machine, session] = await Promise.all(
+        ["ada-laptop", "Release 2.4"].map(async (row) => (await window?.treeRow(row).textContent()) ?? ""),
+      );
+      return machine?.includes("this machine · 1 live") === true && session?.includes("♥") === true;
+    });
+    expect(await window.treeRow("translations").textContent()).toContain("stalled");
+    expect(await window.treeRow("dependency-updates").textContent()).toContain("failed");
+    await until("the status bar says so", async () => /Release 2\.4\s+task 2\/4/.test((await window?.status()) ?? ""));
+    await picture(window, `running-${name}`);
 
-  if (name === "dark") {
     await window.treeRow("translations").click();
     await window.page.keyboard.press("Shift+F10");
     await window.page.getByRole("menuitem", { name: "Recover Session" }).waitFor();
-    await picture(window, "menu-dark");
+    await picture(window, `menu-${name}`);
     await window.page.keyboard.press("Escape");
     await window.page.getByRole("menuitem", { name: "Recover Session" }).waitFor({ state: "detached" });
-    await window.command("Claude Projects: Show Actions");
-    await window.quickInput("Claude Projects");
-    await picture(window, "actions-dark");
-    await window.dismiss();
-    await window.command("Claude Projects: Open Settings");
-    // Most of them belong to the machine, which is a remote one here.
-    await window.page.getByText(/^Remote \[/).click();
-    await window.page.getByText("Heartbeat Interval Seconds").first().waitFor();
-    await picture(window, "settings-dark");
-    await window.command("View: Close All Editors");
-    await window.command("Claude Projects: Show Log");
-    await window.page.getByText("tracks “Release 2.4”").first().waitFor();
-    await picture(window, "log-dark");
-    await window.command("Claude Projects: Show Terminal");
-    await window.page.locator(".terminal-wrapper.active").waitFor();
-  }
+    if (name === "dark") {
+      await window.command("Claude Projects: Show Actions");
+      await window.quickInput("Claude Projects");
+      await pictures(window, "actions");
+      await window.dismiss();
+      await window.command("Claude Projects: Open Settings");
+      // Most of them belong to the machine, which is a remote one here.
+      await window.page.getByText(/^Remote \[/).click();
+      await window.page.getByText("Heartbeat Interval Seconds").first().waitFor();
+      await pictures(window, "settings");
+      await window.command("View: Close All Editors");
+      await window.command("Claude Projects: Show Log");
+      await window.page.getByText("tracks “Release 2.4”").first().waitFor();
+      await pictures(window, "log");
+      await window.command("Claude Projects: Show Terminal");
+      await window.page.locator(".terminal-wrapper.active").waitFor();
+    }
 
-  process.kill(window.host, "SIGKILL");
-  await window.notification("was left behind at task 2 of 4").waitFor();
-  // The view is filled again, and the notification has come to rest.
-  await window.treeRow("build-01").waitFor();
-  await window.page.locator(".notification-fade-in-done", { hasText: "was left behind" }).waitFor();
-  await picture(window, `left-behind-${name}`);
-  await window.press("was left behind", "Continue");
-  gates.open("notes", "changelog");
-  // There is no repository here: the last task fails, and its notification says why.
-  await window.notification("Tag the release").waitFor();
-  await window.treeRow("3/4 · failed").waitFor();
-  await picture(window, `failed-${name}`);
-});
+    process.kill(window.host, "SIGKILL");
+    await window.notification("was left behind at task 2 of 4").waitFor();
+    // The view is filled again, and the notification has come to rest.
+    await window.treeRow("build-01").waitFor();
+    await window.page.locator(".notification-fade-in-done", { hasText: "was left behind" }).waitFor();
+    await picture(window, `left-behind-${name}`);
+    await window.press("was left behind", "Continue");
+    gates.open("notes", "changelog");
+    // There is no repository here: the last task fails, and its notification says why.
+    await window.notification("Tag the release").waitFor();
+    await window.treeRow("3/4 · failed").waitFor();
+    await picture(window, `failed-${name}`);
+  },
+);
 
 test("an API that is away is said, with the last picture of the sessions and the time of the last heartbeat", async () => {
   const folder = await editor.folder({ ...FILES, "plan.toml": PLAN.replace("acme/webshop", "acme/offline") });

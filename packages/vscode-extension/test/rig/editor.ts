@@ -46,7 +46,7 @@ export interface EditorOptions {
 
 export class Editor {
   private server: ChildProcess | undefined;
-  private readonly contexts: BrowserContext[] = [];
+  private profile: Promise<BrowserContext> | undefined;
 
   private constructor(
     private readonly directory: string,
@@ -135,7 +135,6 @@ export class Editor {
   }
 
   async stop(): Promise<void> {
-    await Promise.allSettled(this.contexts.map((context) => context.close()));
     await this.browser.close();
     const members = this.server?.pid === undefined ? [] : descendants(this.server.pid);
     await this.kill();
@@ -143,23 +142,22 @@ export class Editor {
     await rm(this.directory, { recursive: true, force: true, maxRetries: 5, retryDelay: 200 });
   }
 
-  /** Opens a folder in a window of its own browser profile, and waits until the extension is active there. */
+  /** Opens a folder in a window, and waits until the extension is active there. */
   async open(folder: string): Promise<Window> {
-    return await this.openIn(this.browser, folder);
+    // All windows are of one profile, as a person's are: its cache spares each the editor's own code.
+    this.profile ??= newProfile(this.browser);
+    return await this.openIn(await this.profile, folder);
   }
 
   /** As `open`, in a browser of its own, which can be killed: the window's host does not hear of it, and lives on. */
   async openToAbandon(folder: string): Promise<{ readonly window: Window; abandon(): Promise<void> }> {
     const server = await chromium.launchServer(BROWSER);
-    const window = await this.openIn(await chromium.connect(server.wsEndpoint()), folder);
+    const window = await this.openIn(await newProfile(await chromium.connect(server.wsEndpoint())), folder);
     return { window, abandon: () => server.kill() };
   }
 
-  private async openIn(browser: Browser, folder: string): Promise<Window> {
-    const context = await browser.newContext({ viewport: { width: 1280, height: 800 }, colorScheme: "dark" });
-    this.contexts.push(context);
-    context.setDefaultTimeout(60_000);
-    const page = await context.newPage();
+  private async openIn(profile: BrowserContext, folder: string): Promise<Window> {
+    const page = await profile.newPage();
     const known = new Set(this.hosts());
     await page.goto(`${this.url}/?folder=${encodeURIComponent(folder)}`);
     const window = new Window(page, this, folder);
@@ -236,6 +234,12 @@ export class Editor {
       ...this.options.environment,
     };
   }
+}
+
+async function newProfile(browser: Browser): Promise<BrowserContext> {
+  const profile = await browser.newContext({ viewport: { width: 1280, height: 800 }, colorScheme: "dark" });
+  profile.setDefaultTimeout(60_000);
+  return profile;
 }
 
 /** All processes below one, by /proc: an extension host is a child of the server. */

@@ -108,7 +108,7 @@ export class Window {
   async close(): Promise<void> {
     await this.page.goto("about:blank");
     await until("the window's host has ended", () => !this.editor.hosts().includes(this.host));
-    await this.page.context().close();
+    await this.page.close();
   }
 
   async screenshot(path: string): Promise<void> {
