@@ -206,7 +206,8 @@ export function runCommand(definition: TaskDefinition, around: CommandSurroundin
 
   if (definition.timeout_seconds !== undefined) {
     timeout = setTimeout(() => {
-      timedOut = true;
+      // Not where it has ended by itself, and only the last of its output is still to come.
+      timedOut = ended === undefined;
       void endNow();
     }, definition.timeout_seconds * 1_000);
   }

@@ -306,7 +306,8 @@ export class Orchestration extends EventEmitter<OrchestrationEvents> {
   /** Records how a task ended. */
   private settle(task: TaskRecord, exit: Exit): void {
     const seconds = (exit.durationMs / 1_000).toFixed(1);
-    const isWell = exit.code === 0 && exit.claude?.is_error !== true;
+    // One that ends itself cleanly when its time is over has not done its work for all that.
+    const isWell = exit.code === 0 && !exit.timedOut && exit.claude?.is_error !== true;
     if (exit.interrupted && !exit.timedOut) {
       this.breakOff(task);
       return;

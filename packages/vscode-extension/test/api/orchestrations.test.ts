@@ -150,6 +150,15 @@ describe("a task", () => {
     expect(orchestration.state).toBe("failed");
   });
 
+  test("that runs out of time has failed, although it ended with exit code 0 when it was told to end", async () => {
+    const command = "trap 'exit 0' TERM; sleep 600 & wait";
+    const orchestration = await host.start(project, [{ name: "slow", command, timeout_seconds: 0.5 }, gated("second")]);
+    await ended(orchestration);
+    expect((await tasksOf(orchestration)).map(({ status }) => status)).toEqual(["failed", "pending"]);
+    expect((await tasksOf(orchestration))[0]?.error_message).toMatch(/^timed out after/);
+    expect(orchestration.state).toBe("failed");
+  });
+
   test("that is interrupted starts anew, although it ended with exit code 0", async () => {
     const orchestration = await host.start(project, [gated("first", "", "trap 'exit 0' INT; ")]);
     await begun("first");
