@@ -2,7 +2,7 @@
  * From one session to the next: what a session says of the process behind it, when it may be taken over, and how a run
  * goes on with a successor. A process that lives, or may live, is never robbed unless a person says so.
  */
-import { type Api, ApiError, type Session } from "../api/client.js";
+import { type Api, ApiError, type Session, type Task } from "../api/client.js";
 import type { Log } from "../log.js";
 import { announce } from "../machine.js";
 import { self } from "../processes.js";
@@ -11,7 +11,7 @@ import { since } from "../words.js";
 import type { OrchestrationRecord } from "./orchestration.js";
 import { definitionOf, planMetadata, presenceBehind, processMetadata, processOf } from "./outline.js";
 import { Refusal } from "./refusal.js";
-import { keyOf } from "./restore.js";
+import { doneBy, history, keyOf } from "./restore.js";
 
 export interface HandoverSurroundings {
   readonly api: () => Api;
@@ -108,20 +108,17 @@ export class Handover {
   }
 
   /**
-   * Lets a run go on with a new session on this machine, which recovers the one given. `keep` writes the run to disk,
-   * before the successor is told who is behind it: a crash in between is then one that this machine can explain.
+   * Lets a run go on with a new session on this machine, which recovers the one given or the last of its successors.
+   * `keep` writes the run to disk, before the successor is told who is behind it: a crash in between is then one that
+   * this machine can explain. Throws Refusal where somebody else may be at work on it, unless by `force`.
    */
-  async moveOn(run: OrchestrationRecord, session: Session, keep: () => void): Promise<void> {
+  async moveOn(run: OrchestrationRecord, session: Session, force: boolean, keep: () => void): Promise<void> {
     const api = this.around.api();
-    const successor = await this.succeed(session);
-    const owner = processOf(successor);
-    const isTaken = owner !== undefined && owner.pid !== process.pid && presenceBehind(successor) === "alive";
-    if (successor.machine_id !== this.around.machineId() || isTaken) {
-      throw new Refusal(`It went on as session ${successor.session_id} on ${successor.machine_id}.`);
-    }
-    this.around.log.info(`Session ${session.session_id} goes on as ${successor.session_id}.`);
+    const { from, to: successor, tasks } = await this.succession(session, force);
+    this.around.log.info(`Session ${from.session_id} goes on as ${successor.session_id}.`);
+    const done = doneBy(from, await history(api, from));
     // The successor's tasks take the place of those that were not done.
-    const carried = new Map((await api.tasks(successor.session_id)).map((task) => [keyOf(task), task]));
+    const carried = new Map(tasks.map((task) => [keyOf(task), task]));
     run.sessionId = successor.session_id;
     if (successor.status === "active") {
       run.reported = "active";
@@ -134,10 +131,20 @@ export class Handover {
     delete run.errorMessage;
     delete run.news;
     delete run.closed;
-    for (const task of run.tasks.filter(({ status }) => status !== "completed")) {
-      task.status = "pending";
-      delete task.errorMessage;
-      delete task.news;
+    for (const task of run.tasks) {
+      if (done.has(task.key)) {
+        // By this run, or by whoever went on with it in the meantime.
+        task.status = "completed";
+        task.reported = "completed";
+        delete task.errorMessage;
+        delete task.news;
+        continue;
+      }
+      if (task.status !== "completed") {
+        task.status = "pending";
+        delete task.errorMessage;
+        delete task.news;
+      }
       delete task.claimUnanswered;
       delete task.isRefused;
       const found = carried.get(task.key);
@@ -152,6 +159,29 @@ export class Handover {
     }
     keep();
     await api.patchSession(successor.session_id, { metadata: this.behind(run, successor.session_id) });
+  }
+
+  /**
+   * The last session of those that recovered the one given, in which nobody has begun to work, and what it recovers.
+   * One in which somebody did, as `claude-projects resume` does, is itself one to be taken over.
+   */
+  private async succession(
+    session: Session,
+    force: boolean,
+  ): Promise<{ readonly from: Session; readonly to: Session; readonly tasks: readonly Task[] }> {
+    for (let from = session; ;) {
+      const to = await this.succeed(from);
+      if (to.machine_id !== this.around.machineId()) {
+        throw new Refusal(`It went on as session ${to.session_id} on ${to.machine_id}.`);
+      }
+      const tasks = await this.around.api().tasks(to.session_id);
+      const isUntouched = processOf(to) === undefined && tasks.every(({ status }) => status === "pending");
+      if (isUntouched && !isEnded(to.status as OrchestrationRecord["status"])) {
+        return { from, to, tasks };
+      }
+      await this.checkAbandoned(to, force);
+      from = to;
+    }
   }
 
   /** The session that recovers the one given: a new one, or the one that did so before. */

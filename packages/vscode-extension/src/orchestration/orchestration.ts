@@ -261,6 +261,10 @@ export class Orchestration extends EventEmitter<OrchestrationEvents> {
       this.breakOff(task);
       return;
     }
+    if (task.status === "completed") {
+      this.screen.note(`✔ ${task.name} has been done by another process.`);
+      return;
+    }
     const command = this.launch(task, definition);
     const child = await command.started;
     tracker.update(() => {

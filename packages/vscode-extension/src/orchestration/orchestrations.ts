@@ -238,7 +238,7 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
       };
       const claim = this.claim(run.runId, false);
       try {
-        await this.handover.moveOn(run, session, () => {
+        await this.handover.moveOn(run, session, force, () => {
           this.store.write(run);
         });
       } catch (error) {
@@ -318,8 +318,8 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
     });
     if (isEnded(session.status as OrchestrationRecord["status"]) && session.recovered_by !== null) {
       const successor = await api.session(session.recovered_by).catch(() => undefined);
-      // Unless it was this machine that recovered it, and crashed before it could go on.
-      if (successor?.machine_id !== run.machineId || isEnded(successor.status as OrchestrationRecord["status"])) {
+      // Unless it was this machine that recovered it, and crashed before it could go on, or before it was done.
+      if (successor?.machine_id !== run.machineId || successor.status === "completed") {
         this.store.delete(run.runId);
         throw new Refusal(`“${run.title}” went on as session ${session.recovered_by}.`);
       }
@@ -339,7 +339,7 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
       messenger.dispose();
     }
     const { child } = run;
-    await this.handover.moveOn(run, await api.session(session.session_id), () => {
+    await this.handover.moveOn(run, await api.session(session.session_id), force, () => {
       this.store.write(run);
     });
     if (force && child !== undefined) {

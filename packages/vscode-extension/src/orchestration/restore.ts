@@ -20,6 +20,12 @@ export async function history(api: Api, session: Session): Promise<Task[]> {
   return tasks;
 }
 
+/** The keys of the tasks that were done by the time of a session, or in it; `tasks` are those of its history. */
+export function doneBy(session: Session, tasks: readonly Task[]): Set<string> {
+  const completed = tasks.filter(({ status }) => status === "completed").map(keyOf);
+  return new Set([...(outlineOf(session.metadata)?.done ?? []), ...completed]);
+}
+
 /** A run whose process is gone: what it was at has to be begun anew. */
 export function putBack(run: OrchestrationRecord): void {
   delete run.child;
@@ -51,11 +57,12 @@ export function reconstruct(session: Session, tasks: readonly Task[]): TaskRecor
     (a, b) => indexOf(a.metadata) - indexOf(b.metadata) || a.created_at.localeCompare(b.created_at),
   );
   const known = new Map(inOrder.map((task) => [keyOf(task), task]));
+  const done = doneBy(session, tasks);
   const keys = outline?.digests ?? [...known.keys()];
   return keys.map((key, index) => {
     const task = known.get(key);
     const definition = outline?.definitions.get(key) ?? (task === undefined ? undefined : definitionOf(task.metadata));
-    const isDone = task?.status === "completed" || outline?.done.has(key) === true;
+    const isDone = done.has(key);
     if (definition === undefined && !isDone) {
       throw new Refusal(
         `Session ${session.session_id} does not say what “${task?.task_name ?? `task ${String(index + 1)}`}” is to run: ` +

@@ -231,6 +231,15 @@ export class Reporter {
       this.replaced({ message: `another process is at work on task “${task.name}”` });
       return;
     }
+    if (status === "completed" && task.status === "in_progress") {
+      this.around.log.warn(`Task “${task.name}” was completed by another process.`);
+      this.around.update(() => {
+        task.status = "completed";
+        task.reported = "completed";
+        delete task.news;
+      });
+      return;
+    }
     if (status !== task.status) {
       this.around.log.error(
         `The API keeps task “${task.name}” as ${status ?? "deleted"} although it is ${task.status}: ${failure.message}`,

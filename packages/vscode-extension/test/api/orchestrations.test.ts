@@ -1,4 +1,5 @@
 /** Orchestrations against the real API, without the editor around them: what a person cannot bring about by hand. */
+import { spawn } from "node:child_process";
 import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
@@ -8,7 +9,7 @@ import { Refusal } from "../../src/orchestration/refusal.js";
 import type { TaskDefinition } from "../../src/plan/plan.js";
 import { identify } from "../../src/processes.js";
 import { trackedSession } from "../../src/publicApi.js";
-import { Backend } from "../rig/backend.js";
+import { BIN, Backend } from "../rig/backend.js";
 import { Host } from "../rig/host.js";
 import { LossyWay } from "../rig/lossy.js";
 import { until } from "../rig/until.js";
@@ -21,6 +22,8 @@ let silent: Session;
 const never = (): never => {
   throw new Error("nobody should listen");
 };
+/** Nobody listens there. */
+const NOWHERE = "http://127.0.0.1:1";
 let project = "";
 let projects = 0;
 
@@ -157,6 +160,17 @@ describe("a task", () => {
     expect((await tasksOf(orchestration)).map(({ status }) => status)).toEqual(["failed", "pending"]);
     expect((await tasksOf(orchestration))[0]?.error_message).toMatch(/^timed out after/);
     expect(orchestration.state).toBe("failed");
+  });
+
+  test("that somebody else completed before it began is not begun", async () => {
+    const orchestration = await host.start(project, [gated("first"), { name: "second", command: "touch ran" }]);
+    await begun("first");
+    const second = await until("the API has both", async () => (await tasksOf(orchestration))[1]);
+    await backend.api().patchTask(second.task_id, { status: "completed" });
+    open("first");
+    await ended(orchestration);
+    expect(orchestration.state).toBe("completed");
+    expect(existsSync(join(host.workspace, "ran"))).toBe(false);
   });
 
   test("that is interrupted starts anew, although it ended with exit code 0", async () => {
@@ -344,5 +358,68 @@ describe("a run that was put down", () => {
     open("first");
     await ended(next);
     expect((await sessionOf(next)).recovered_from).toBe((await backend.sessionsOf(project)).at(-1)?.session_id);
+  });
+
+  test("does not do again what the command line has done since, and goes on after it", async () => {
+    const orchestration = await host.start(project, [gated("first"), gated("second"), gated("third")]);
+    const { run } = orchestration;
+    await begun("first");
+    open("first");
+    await begun("second");
+    await host.orchestrations.suspend(5_000);
+    const commandLine = spawn(join(BIN, "claude-projects"), ["resume", run.sessionId ?? ""], {
+      cwd: host.workspace,
+      env: {
+        PATH: process.env["PATH"],
+        HOME: host.workspace,
+        CLAUDE_PROJECTS_URL: backend.url,
+        CLAUDE_PROJECTS_API_KEY: backend.key,
+        CLAUDE_PROJECTS_MACHINE_ID: host.machineId,
+      },
+      stdio: "ignore",
+    });
+    const over = new Promise((resolve) => commandLine.once("exit", resolve));
+    try {
+      await begun("second");
+      open("second");
+      await begun("third");
+      const by = (await sessionOf(orchestration)).recovered_by ?? "";
+      await until("the API knows", async () =>
+        (await backend.tasksOf(by)).some(({ task_name, status }) => task_name === "third" && status === "in_progress"),
+      );
+    } finally {
+      commandLine.kill("SIGKILL");
+      await over;
+    }
+    const next = await host.orchestrations.continue(run.runId);
+    await begun("third");
+    open("third");
+    await ended(next);
+    expect(existsSync(join(host.workspace, "begun-second"))).toBe(false);
+    expect((await tasksOf(next)).map(({ task_name, status }) => `${task_name} ${status}`)).toEqual(["third completed"]);
+    const done = next.run.tasks.slice(0, 2).map(({ key }) => key);
+    expect((await sessionOf(next)).metadata).toMatchObject({ plan: { done: done.toSorted() } });
+  });
+
+  test("tells its successor what it had done and could not report", async () => {
+    const orchestration = await host.start(project, [gated("first"), gated("second")]);
+    await begun("first");
+    const sessionId = orchestration.run.sessionId ?? "";
+    await until("it is reported", async () => (await tasksOf(orchestration)).length === 2);
+    host.url = NOWHERE;
+    open("first");
+    await begun("second");
+    await host.orchestrations.suspend(0);
+    host.url = backend.url;
+    await backend.api().markFailed(sessionId, "given up by an operator");
+    const next = await host.orchestrations.continue(orchestration.run.runId);
+    await begun("second");
+    open("second");
+    await ended(next);
+    expect(next.run.sessionId).not.toBe(sessionId);
+    expect((await tasksOf(next)).map(({ task_name, status }) => `${task_name} ${status}`)).toEqual([
+      "first completed",
+      "second completed",
+    ]);
   });
 });

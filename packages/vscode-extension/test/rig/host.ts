@@ -22,7 +22,8 @@ export class Host {
   heartbeatMs = 60_000;
 
   constructor(
-    readonly url: string,
+    /** Another one while the API is to be away for this host. */
+    public url: string,
     private readonly key: string,
     readonly machineId = "this-machine",
   ) {}
