@@ -15,6 +15,10 @@ export function announceNews(orchestrations: Orchestrations, askForKey: (error: 
     );
   });
 
+  orchestrations.on("held", ({ run }, reason) => {
+    void vscode.window.showWarningMessage(`“${run.title}” is paused: ${reason}. Resume it when that is over.`);
+  });
+
   orchestrations.on("ended", (orchestration, state) => {
     const { run, reason } = orchestration;
     if (state === "replaced") {

@@ -7,6 +7,7 @@ import type { Log } from "../log.js";
 import { announce } from "../machine.js";
 import { self } from "../processes.js";
 import { type Metadata, isEnded } from "../tracking/record.js";
+import type { Passage } from "../tracking/reporter.js";
 import { since } from "../words.js";
 import type { OrchestrationRecord } from "./orchestration.js";
 import { definitionOf, planMetadata, presenceBehind, processMetadata, processOf } from "./outline.js";
@@ -83,11 +84,7 @@ export class Handover {
     if (presence === "alive") {
       throw new Refusal(`${nameOf(session)} on this machine is still at work on it.`, session, true);
     }
-    // Nobody here can see its process: only its silence shows that it is gone.
-    const { time_since_heartbeat_ms: silence, stall_threshold_ms: threshold } = await this.around
-      .api()
-      .health(session.session_id);
-    if (session.status !== "stalled" && silence <= threshold) {
+    if (!(await this.isSilent(session))) {
       throw new Refusal(
         `It is ${session.status} on ${session.machine_id}, with a heartbeat ${since(session.last_heartbeat)} ago, ` +
           "and its process cannot be seen from here.",
@@ -98,13 +95,26 @@ export class Handover {
   }
 
   /** A session that blocks the way of one that began while the API was away: one that nobody is behind gives way. */
-  async setAside(existing: Session): Promise<boolean> {
-    if (presenceBehind(existing) !== "dead") {
-      return false;
+  async clearTheWay(existing: Session): Promise<Passage> {
+    const presence = presenceBehind(existing);
+    if (presence === "alive") {
+      return "held";
     }
-    this.around.log.warn(`Session ${existing.session_id} has no process any more and is marked as stalled.`);
+    if (presence === "unseen" && !(await this.isSilent(existing))) {
+      return "wait";
+    }
+    this.around.log.warn(`Session ${existing.session_id} is in the way, without a process, and is marked as stalled.`);
     await this.around.api().markStalled(existing.session_id);
-    return true;
+    return "free";
+  }
+
+  /** What shows of a process that cannot be seen from here: only its silence tells that it is gone. */
+  private async isSilent(session: Session): Promise<boolean> {
+    if (session.status === "stalled") {
+      return true;
+    }
+    const health = await this.around.api().health(session.session_id);
+    return health.time_since_heartbeat_ms > health.stall_threshold_ms;
   }
 
   /**

@@ -20,7 +20,7 @@ export interface OrchestrationRecord extends RunRecord {
   readonly workspace: string;
   /** The process of the task in progress, so that a successor can end it. */
   child?: ProcessIdentity;
-  /** A person paused it: it does not go on by itself. */
+  /** It was paused by a person, or for one to decide: it does not go on by itself. */
   isPausedByPerson?: boolean;
 }
 
@@ -64,6 +64,8 @@ const LONGEST_ANSWER = 4_000;
 interface OrchestrationEvents {
   change: [];
   ended: [State];
+  /** It paused by itself, for a person to decide. */
+  held: [string];
 }
 
 const FINAL: ReadonlySet<State> = new Set(["completed", "failed", "replaced", "suspended"]);
@@ -87,6 +89,9 @@ export class Orchestration extends EventEmitter<OrchestrationEvents> {
     super();
     tracker.on("replaced", (replacement) => {
       this.yield(replacement);
+    });
+    tracker.on("held", (reason) => {
+      this.hold(reason);
     });
     tracker.on("change", () => this.emit("change"));
   }
@@ -112,11 +117,11 @@ export class Orchestration extends EventEmitter<OrchestrationEvents> {
   }
 
   /** Pauses after the task in progress, or at once: that task then starts anew when the plan goes on. */
-  pause(atOnce: boolean): void {
+  pause(atOnce: boolean, reason = "paused by a person"): void {
     if (this.isOver || this.state === "paused") {
       return;
     }
-    this.wish = { kind: "pause", reason: "paused by a person", atOnce: atOnce || this.wish?.atOnce === true };
+    this.wish = { kind: "pause", reason, atOnce: atOnce || this.wish?.atOnce === true };
     this.become("pausing");
     if (atOnce) {
       this.command?.interrupt();
@@ -147,6 +152,15 @@ export class Orchestration extends EventEmitter<OrchestrationEvents> {
   /** Somebody else goes on with this work: stop at once, report nothing more. */
   yield(replacement: Replacement): void {
     this.demand({ kind: "yield", reason: replacement.message, atOnce: true });
+  }
+
+  /** Another process is at work on the project: two at once would get into each other's way. */
+  private hold(reason: string): void {
+    if (this.isOver || this.state === "paused" || this.wish !== undefined) {
+      return;
+    }
+    this.pause(true, reason);
+    this.emit("held", reason);
   }
 
   /** Carries out the plan. Resolves with the state in which it ended. */

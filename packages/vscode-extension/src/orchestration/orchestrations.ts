@@ -4,11 +4,12 @@
  */
 import { EventEmitter } from "node:events";
 import { randomUUID } from "node:crypto";
-import { type Api, ApiError } from "../api/client.js";
+import { type Api, ApiError, type Session } from "../api/client.js";
 import type { Log } from "../log.js";
 import type { Plan } from "../plan/plan.js";
 import { endGroup, isAlive } from "../processes.js";
 import { isEnded, type Metadata } from "../tracking/record.js";
+import type { Passage } from "../tracking/reporter.js";
 import type { RunClaim, RunStore } from "../tracking/store.js";
 import { Tracker } from "../tracking/tracker.js";
 import { Handover } from "./handover.js";
@@ -32,6 +33,8 @@ export interface Surroundings {
 interface OrchestrationsEvents {
   change: [];
   ended: [Orchestration, State];
+  /** It paused by itself, for a person to decide. */
+  held: [Orchestration, string];
   unauthorized: [ApiError];
   deleted: [Orchestration];
 }
@@ -279,7 +282,10 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
 
   /** Creates the session, or lets the work begin without one where the API cannot say. Throws Refusal. */
   private async establish(run: OrchestrationRecord, claim: RunClaim, tracker: Tracker): Promise<void> {
-    const established = await tracker.establish();
+    let established = await tracker.establish();
+    if (established.kind === "conflict" && (await this.hasSettled(established.existing))) {
+      established = await tracker.establish();
+    }
     if (established.kind === "conflict") {
       this.forget(run, claim, tracker);
       throw this.handover.inTheWay(established.existing);
@@ -292,6 +298,20 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
       }
       this.around.log.warn(`“${run.title}” begins untracked; what happens will be reported when the API answers.`);
     }
+  }
+
+  private async clearTheWay(existing: Session): Promise<Passage> {
+    return (await this.hasSettled(existing)) ? "free" : await this.handover.clearTheWay(existing);
+  }
+
+  /** Whether a session was one of this window's that have ended, and the API now knows of that. */
+  private async hasSettled({ session_id: id }: Session): Promise<boolean> {
+    const courier = [...this.couriers.values()].find(({ tracker: { run } }) => run.sessionId === id);
+    if (courier === undefined || !isEnded(courier.tracker.run.status)) {
+      return false;
+    }
+    courier.tracker.reconnect();
+    return await courier.tracker.settle(PATIENCE_MS);
   }
 
   private async takeUp(run: OrchestrationRecord, claim: RunClaim, force: boolean): Promise<Orchestration> {
@@ -377,7 +397,7 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
     };
     const tracker = new Tracker(run, this.around.api, save, this.around.log, {
       heartbeatMs: this.around.heartbeatMs,
-      setAside: (existing) => this.handover.setAside(existing),
+      clearTheWay: (existing) => this.clearTheWay(existing),
     });
     tracker.on("unauthorized", (error) => this.emit("unauthorized", error));
     return tracker as Tracker & { readonly run: OrchestrationRecord };
@@ -400,6 +420,7 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
     const orchestration = new Orchestration(tracker, claim, screen, this.around.places, this.around.log);
     tracker.on("deleted", () => this.emit("deleted", orchestration));
     orchestration.on("change", () => this.emit("change"));
+    orchestration.on("held", (reason) => this.emit("held", orchestration, reason));
     this.running.get(run.runId)?.screen.dispose();
     const done = orchestration.carryOut().then((state) => {
       this.conclude(run, claim, tracker, state);

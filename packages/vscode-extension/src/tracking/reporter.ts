@@ -13,6 +13,9 @@ export interface Replacement {
   readonly by?: string;
 }
 
+/** What becomes of a session that is in the way of this run's: it gave way, may yet do so, or is being worked on. */
+export type Passage = "free" | "wait" | "held";
+
 export interface ReporterSurroundings {
   readonly api: () => Api;
   readonly log: Log;
@@ -22,8 +25,10 @@ export interface ReporterSurroundings {
   beaten(): void;
   replaced(replacement: Replacement): void;
   deleted(): void;
-  /** Whether a session that is in the way of this run's may be set aside because nothing is behind it any more. */
-  setAside(existing: Session): Promise<boolean>;
+  /** Another process is at work on the same project on this machine. */
+  held(reason: string): void;
+  /** Sets aside a session that is in the way of this run's, where nothing is behind it any more. */
+  clearTheWay(existing: Session): Promise<Passage>;
 }
 
 /** The API's limit is a little higher. */
@@ -41,11 +46,8 @@ export class Reporter {
     switch (step.kind) {
       case "create-session": {
         const existing = await this.createSession();
-        if (existing !== undefined && !(await this.around.setAside(existing))) {
-          this.replaced({
-            message: `session ${existing.session_id} of the same project is active on this machine`,
-            by: existing.session_id,
-          });
+        if (existing !== undefined) {
+          await this.passBy(existing);
         }
         return;
       }
@@ -121,6 +123,19 @@ export class Reporter {
       this.around.log.debug(`Looking into a refusal: ${ApiError.from(error).message}`);
     }
     return false;
+  }
+
+  /** Throws where the way is not free yet: the session is created when it is, and the run's record kept until then. */
+  private async passBy(existing: Session): Promise<void> {
+    const passage = await this.around.clearTheWay(existing);
+    if (passage === "free") {
+      return;
+    }
+    const reason = `session ${existing.session_id} of the same project is active on this machine`;
+    if (passage === "held") {
+      this.around.held(reason);
+    }
+    throw new ApiError("unavailable", reason, 409);
   }
 
   private get api(): Api {

@@ -8,12 +8,14 @@ import { setTimeout as delay } from "node:timers/promises";
 import { type Api, ApiError, type Session } from "../api/client.js";
 import type { Log } from "../log.js";
 import { type RunRecord, type TaskRecord, nextStep } from "./record.js";
-import { type Replacement, Reporter, describe } from "./reporter.js";
+import { type Passage, type Replacement, Reporter, describe } from "./reporter.js";
 
 interface TrackerEvents {
   /** The record, the connection or the last heartbeat is another one than before. */
   change: [];
   replaced: [Replacement];
+  /** Another process is at work on the same project on this machine, and why that is so. */
+  held: [string];
   /** Somebody deleted the session: the work goes on, unseen. */
   deleted: [];
   unauthorized: [ApiError];
@@ -33,8 +35,8 @@ export interface TrackerOptions {
   /** The first wait between attempts; each further one doubles it. */
   readonly retryMs?: number;
   readonly longestRetryMs?: number;
-  /** Whether a session that is in the way of this run's may be set aside because nothing is behind it any more. */
-  readonly setAside?: (existing: Session) => Promise<boolean>;
+  /** Sets aside a session that is in the way of this run's, where nothing is behind it any more. */
+  readonly clearTheWay: (existing: Session) => Promise<Passage>;
 }
 
 /** PRD 4.3: "If session creation fails: Retry up to 3 times with exponential backoff". */
@@ -53,6 +55,7 @@ export class Tracker extends EventEmitter<TrackerEvents> {
   private watch: NodeJS.Timeout | undefined;
   private retry: NodeJS.Timeout | undefined;
   private pumping = false;
+  private isOutdated = false;
   private failures = 0;
   private disposed = false;
   private started = false;
@@ -81,7 +84,8 @@ export class Tracker extends EventEmitter<TrackerEvents> {
         this.emit("replaced", replacement);
       },
       deleted: () => this.emit("deleted"),
-      setAside: async (existing) => (await options.setAside?.(existing)) ?? false,
+      held: (reason) => this.emit("held", reason),
+      clearTheWay: options.clearTheWay,
     });
   }
 
@@ -147,6 +151,8 @@ export class Tracker extends EventEmitter<TrackerEvents> {
   /** Tries again at once, after a change of address, key or settings. */
   reconnect(): void {
     this.failures = 0;
+    // What is under way still has the address and the key of before.
+    this.isOutdated = this.pumping;
     if (this.started) {
       this.keepBeat();
       this.pump();
@@ -257,7 +263,9 @@ export class Tracker extends EventEmitter<TrackerEvents> {
     void this.report().then((delivered) => {
       this.pumping = false;
       // What changed in the last moment, after `report` had looked.
-      if (delivered && nextStep(this.run, this.heartbeatDue) !== undefined) {
+      const isLeft = delivered && nextStep(this.run, this.heartbeatDue) !== undefined;
+      if (isLeft || this.isOutdated) {
+        this.isOutdated = false;
         this.pump();
       }
     });

@@ -16,8 +16,9 @@ import { until } from "../rig/until.js";
 
 let backend: Backend;
 let host: Host;
-/** A session that falls silent while the other tests run. */
+/** Sessions that fall silent while the other tests run. */
 let silent: Session;
+let quiet: Session;
 /** An event that nobody listens to here. */
 const never = (): never => {
   throw new Error("nobody should listen");
@@ -31,7 +32,10 @@ beforeAll(async () => {
   // No scan marks anything here.
   backend = await Backend.start({ STALL_THRESHOLD_MS: "600000", SCHEDULER: "off" });
   silent = await foreign("silent");
-  await backend.api().patchSession(silent.session_id, { stall_threshold_ms: 10_000 });
+  quiet = await foreign("quiet");
+  for (const { session_id: id } of [silent, quiet]) {
+    await backend.api().patchSession(id, { stall_threshold_ms: 10_000 });
+  }
 });
 
 afterAll(async () => {
@@ -421,5 +425,86 @@ describe("a run that was put down", () => {
       "first completed",
       "second completed",
     ]);
+  });
+});
+
+describe("a session that is created late", () => {
+  /** A run of the project that has begun while the API was away. */
+  async function untracked(task: TaskDefinition): Promise<Orchestration> {
+    host.key = "not-the-key";
+    const orchestration = await host.start(project, [task]);
+    await begun(task.name);
+    expect(orchestration.run.sessionId).toBeUndefined();
+    return orchestration;
+  }
+
+  /** The API is back. */
+  function reconnect(): void {
+    host.key = backend.key;
+    host.orchestrations.reconnect();
+  }
+
+  test("comes after the end of the run before it, which the API had still to hear of", async () => {
+    const before = await host.start(project, [gated("before")]);
+    await begun("before");
+    host.key = "not-the-key";
+    open("before");
+    await until("it is over", () => before.isOver);
+    const orchestration = await untracked(gated("first"));
+    reconnect();
+    await until("it has a session", () => orchestration.run.sessionId);
+    open("first");
+    await ended(orchestration);
+    expect(orchestration.state).toBe("completed");
+    expect((await backend.sessionsOf(project)).map(({ status }) => status)).toEqual(["completed", "completed"]);
+  });
+
+  test("waits for one of a process that cannot be seen, and the work does not", async () => {
+    const { session_id: id } = await foreign(project);
+    const orchestration = await untracked(gated("first"));
+    reconnect();
+    await until("it has met it", () => host.log.find((line) => line.includes(`session ${id} of the same project`)));
+    expect(orchestration.state).toBe("running");
+    open("first");
+    await until("it is over", () => orchestration.isOver);
+    await backend.api().patchSession(id, { status: "completed" });
+    host.orchestrations.reconnect();
+    await host.reported(orchestration);
+    expect((await tasksOf(orchestration)).map(({ status }) => status)).toEqual(["completed"]);
+  });
+
+  test("takes the place of one that has been silent for too long", async () => {
+    const { session_id: id, project_id: projectId } = quiet;
+    await until("it is silent", async () => (await backend.api().health(id)).is_stalled);
+    project = projectId;
+    const orchestration = await untracked(gated("first"));
+    reconnect();
+    open("first");
+    await ended(orchestration);
+    expect(await backend.api().session(id)).toMatchObject({ status: "stalled" });
+  });
+
+  test("pauses its run where a living process is at work on the project, until that is over", async () => {
+    const other = spawn("sleep", ["600"]);
+    try {
+      const process = await until("it runs", () => identify(other.pid ?? 0));
+      await backend.api().createSession({ project_id: project, machine_id: host.machineId, metadata: { process } });
+      const orchestration = await untracked(gated("first"));
+      reconnect();
+      await until("it is paused", () => orchestration.state === "paused");
+      expect(orchestration.reason).toContain("of the same project is active on this machine");
+      expect(existsSync(join(host.runs, `${orchestration.run.runId}.json`))).toBe(true);
+      other.kill("SIGKILL");
+      await until("it has ended", () => identify(other.pid ?? 0) === undefined);
+      host.orchestrations.reconnect();
+      await until("it has a session", () => orchestration.run.sessionId);
+      orchestration.resume();
+      await begun("first");
+      open("first");
+      await ended(orchestration);
+      expect((await tasksOf(orchestration)).map(({ status }) => status)).toEqual(["completed"]);
+    } finally {
+      other.kill("SIGKILL");
+    }
   });
 });

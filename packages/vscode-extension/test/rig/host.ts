@@ -22,9 +22,9 @@ export class Host {
   heartbeatMs = 60_000;
 
   constructor(
-    /** Another one while the API is to be away for this host. */
+    /** Another one, or another key, while the API is to be away for this host. */
     public url: string,
-    private readonly key: string,
+    public key: string,
     readonly machineId = "this-machine",
   ) {}
 
