@@ -52,6 +52,7 @@ export class Tracker extends EventEmitter<TrackerEvents> {
   private heartbeatDue = false;
   private heartbeat: NodeJS.Timeout | undefined;
   private heartbeatMs = 0;
+  private seenAt = Date.now();
   private watch: NodeJS.Timeout | undefined;
   private retry: NodeJS.Timeout | undefined;
   private pumping = false;
@@ -116,15 +117,9 @@ export class Tracker extends EventEmitter<TrackerEvents> {
     }
     this.started = true;
     this.keepBeat();
-    // Timers stand still while the machine sleeps: what happened meanwhile is to be known at once.
-    let seen = Date.now();
+    this.seenAt = Date.now();
     this.watch = setInterval(() => {
-      const now = Date.now();
-      if (now - seen > SLEPT_MS) {
-        this.log.info(`This machine was away for ${String(Math.round((now - seen) / 1_000))} s.`);
-        this.beat();
-      }
-      seen = now;
+      this.lookAtClock();
     }, 1_000);
     this.pump();
   }
@@ -188,6 +183,7 @@ export class Tracker extends EventEmitter<TrackerEvents> {
       this.run.closed !== undefined ||
       this.connection === "offline" ||
       this.connection === "unauthorized";
+    this.lookAtClock();
     if (isSettled()) {
       return;
     }
@@ -230,10 +226,25 @@ export class Tracker extends EventEmitter<TrackerEvents> {
       } catch (error) {
         const failure = ApiError.from(error);
         if (!(await this.reporter.isSettledByRefusal(step, failure))) {
+          // A beat that did not get through is still due, and goes out with the next attempt.
+          this.heartbeatDue ||= step.kind === "heartbeat" && failure.kind !== "refused";
           this.noteFailure(failure, describe(step));
           throw failure;
         }
       }
+    }
+  }
+
+  /** Timers stand still while the machine sleeps: what happened meanwhile is to be known at once. */
+  private lookAtClock(): void {
+    const now = Date.now();
+    const awayMs = now - this.seenAt;
+    this.seenAt = now;
+    if (awayMs > SLEPT_MS) {
+      this.log.info(`This machine was away for ${String(Math.round(awayMs / 1_000))} s.`);
+      // What was known of the API is old: nothing is begun on the strength of it.
+      this.connect("unknown");
+      this.beat();
     }
   }
 

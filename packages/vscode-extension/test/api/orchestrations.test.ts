@@ -2,7 +2,7 @@
 import { spawn } from "node:child_process";
 import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
 import type { Session, Task } from "../../src/api/client.js";
 import type { Orchestration } from "../../src/orchestration/orchestration.js";
 import { Refusal } from "../../src/orchestration/refusal.js";
@@ -241,6 +241,45 @@ describe("what is reported", () => {
     );
     open("first");
     await ended(orchestration);
+  });
+
+  test("a heartbeat that did not get through is sent again before the next one is due", async () => {
+    host.heartbeatMs = 3_600_000;
+    const orchestration = await host.start(project, [gated("first")]);
+    await begun("first");
+    await until("everything is reported", () => orchestration.tracker.isSettled);
+    const sessionId = orchestration.run.sessionId ?? "";
+    await backend.api().patchSession(sessionId, { current_task_id: null });
+    host.url = NOWHERE;
+    orchestration.tracker.beat();
+    await until("it has failed", () => host.log.some((line) => line.includes("Could not send a heartbeat")));
+    host.url = backend.url;
+    await until("it has come", async () => (await backend.api().session(sessionId)).current_task_id !== null);
+    open("first");
+    await ended(orchestration);
+  });
+
+  test("nothing is begun after a sleep during which another machine took over, although the API was away", async () => {
+    const orchestration = await host.start(project, [gated("first"), { name: "second", command: "touch ran" }]);
+    await begun("first");
+    await until("everything is reported", () => orchestration.tracker.isSettled);
+    const sessionId = orchestration.run.sessionId ?? "";
+    host.url = NOWHERE;
+    orchestration.tracker.beat();
+    await until("it is offline", () => orchestration.tracker.connection === "offline");
+    await backend.api().markStalled(sessionId);
+    await backend.api().recover(sessionId, "another-machine");
+    vi.useFakeTimers({ toFake: ["Date"], now: Date.now() + 60_000 });
+    try {
+      open("first");
+      // The network comes back only now.
+      host.url = backend.url;
+      await until("it is over", () => orchestration.isOver);
+    } finally {
+      vi.useRealTimers();
+    }
+    expect(orchestration.state).toBe("replaced");
+    expect(existsSync(join(host.workspace, "ran"))).toBe(false);
   });
 
   test("answers that get lost neither double anything nor lose it", async () => {
