@@ -20,6 +20,8 @@ export interface Exit {
   readonly tail: string;
   /** Why it could not be started at all. */
   readonly startError?: string;
+  /** Its guard was killed, so that nobody saw how it ended; it has been ended since. */
+  readonly isUnguarded: boolean;
   /** What `claude -p --output-format json` says of its work; undefined where the output is something else. */
   readonly claude: ClaudeResult | undefined;
 }
@@ -172,11 +174,26 @@ export function runCommand(definition: TaskDefinition, around: CommandSurroundin
   });
 
   const exit = new Promise<Exit>((resolve) => {
-    const finish = (startError?: string): void => {
+    let isFinished = false;
+    const finish = async (problem?: string): Promise<void> => {
+      if (isFinished) {
+        return;
+      }
+      isFinished = true;
       clearTimeout(timeout);
       clearTimeout(lastResort);
+      const isUnguarded = ended === undefined && identity !== undefined;
+      if (identity !== undefined && isUnguarded) {
+        // It would work on beside whoever tries the task again.
+        await endGroup(identity);
+      }
       log.end();
-      const problem = startError ?? (ended === undefined ? "its guard was killed" : undefined);
+      const startError =
+        ended?.kind === "error"
+          ? ended.message
+          : isUnguarded
+            ? undefined
+            : (problem ?? (ended === undefined ? "its guard was killed" : undefined));
       resolve({
         code: ended?.kind === "exit" ? ended.code : null,
         signal: ended?.kind === "exit" ? ended.signal : null,
@@ -185,22 +202,19 @@ export function runCommand(definition: TaskDefinition, around: CommandSurroundin
         claude: claudeResult(head),
         durationMs: Date.now() - startedAt,
         tail: (plain(tails.stderr) || plain(tails.stdout)).slice(-TAIL_LENGTH),
-        ...(ended?.kind === "error"
-          ? { startError: ended.message }
-          : problem === undefined
-            ? {}
-            : { startError: problem }),
+        isUnguarded,
+        ...(startError === undefined ? {} : { startError }),
       });
     };
     guard.once("error", (error) => {
-      finish(error.message);
+      void finish(error.message);
     });
     guard.once("close", () => {
-      finish();
+      void finish();
     });
     // A grandchild that keeps the pipes open must not keep the plan from going on.
     guard.once("exit", () => {
-      setTimeout(finish, DRAIN_MS);
+      setTimeout(() => void finish(), DRAIN_MS);
     });
   });
 

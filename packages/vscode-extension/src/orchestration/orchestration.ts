@@ -407,13 +407,15 @@ export function explain(exit: Exit): string {
   const what =
     exit.startError !== undefined
       ? `could not be started: ${exit.startError}`
-      : exit.timedOut
-        ? `timed out after ${seconds} s`
-        : exit.signal !== null
-          ? `ended by ${exit.signal}`
-          : exit.code === 0
-            ? "claude reports an error"
-            : `exit code ${String(exit.code)}`;
+      : exit.isUnguarded
+        ? "ended because the process that guards it was killed"
+        : exit.timedOut
+          ? `timed out after ${seconds} s`
+          : exit.signal !== null
+            ? `ended by ${exit.signal}`
+            : exit.code === 0
+              ? "claude reports an error"
+              : `exit code ${String(exit.code)}`;
   const answer = exit.claude?.result;
   const said = typeof answer === "string" && answer !== "" ? answer.slice(-LONGEST_ANSWER) : exit.tail;
   return said === "" ? what : `${what}\n${said}`;

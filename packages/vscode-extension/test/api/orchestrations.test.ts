@@ -166,6 +166,21 @@ describe("a task", () => {
     expect(orchestration.state).toBe("failed");
   });
 
+  test("whose guard is killed is ended with it, before it counts as failed", async () => {
+    const orchestration = await host.start(project, [gated("first")]);
+    const shell = await begun("first");
+    await until("it is known", () => orchestration.run.child);
+    const guard = /^PPid:\t(\d+)$/m.exec(readFileSync(`/proc/${String(shell)}/status`, "utf8"))?.[1];
+    process.kill(Number(guard), "SIGKILL");
+    await until("it is over", () => orchestration.isOver);
+    expect(identify(shell)).toBeUndefined();
+    await host.reported(orchestration);
+    expect((await tasksOf(orchestration))[0]).toMatchObject({
+      status: "failed",
+      error_message: "ended because the process that guards it was killed",
+    });
+  });
+
   test("that somebody else completed before it began is not begun", async () => {
     const orchestration = await host.start(project, [gated("first"), { name: "second", command: "touch ran" }]);
     await begun("first");
