@@ -127,6 +127,9 @@ export function activate(context: vscode.ExtensionContext): ClaudeProjects {
       tracker.on("replaced", ({ message }) => {
         replaced.fire(message);
       });
+      tracker.on("endedFor", (_, reason) => {
+        replaced.fire(reason);
+      });
       return trackedSession(tracker, replaced.event);
     },
   };

@@ -90,6 +90,9 @@ export class Orchestration extends EventEmitter<OrchestrationEvents> {
     tracker.on("replaced", (replacement) => {
       this.yield(replacement);
     });
+    tracker.on("endedFor", (status, reason) => {
+      this.stop(status === "completed" ? "complete" : "fail", reason);
+    });
     tracker.on("held", (reason) => {
       this.hold(reason);
     });

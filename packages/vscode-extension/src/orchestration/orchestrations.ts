@@ -173,10 +173,12 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
   /** Sends what runs that have ended could not report while their window lived. */
   reportFinished(): void {
     for (const run of this.store.list()) {
-      if (this.running.has(run.runId) || this.couriers.has(run.runId)) {
+      const isDriven = this.running.has(run.runId) || this.couriers.has(run.runId);
+      // What another window drives is its own to report, also where its session was deleted and it works on.
+      if (isDriven || this.store.owner(run.runId) !== undefined || isKept(run)) {
         continue;
       }
-      const isNobodys = run.workspace === NO_WORKSPACE && this.store.owner(run.runId) === undefined;
+      const isNobodys = run.workspace === NO_WORKSPACE;
       if (run.closed !== undefined || (isNobodys && !isEnded(run.status))) {
         // What was only tracked is for whoever carried it out to go on with; the API finds the session silent.
         this.store.delete(run.runId);
@@ -452,7 +454,9 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
       }
       tracker.dispose();
       this.couriers.delete(run.runId);
-      if (claim.held) {
+      if (isKept(run)) {
+        claim.release();
+      } else if (claim.held) {
         this.store.delete(run.runId);
       }
     };
@@ -478,4 +482,9 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
           !this.live.some((orchestration) => orchestration.run.runId === run.runId),
       );
   }
+}
+
+/** Whether there may be more to a run that is over than the API knows: who tries it again goes on from here. */
+function isKept(run: OrchestrationRecord): boolean {
+  return run.closed === "failed" && run.workspace !== NO_WORKSPACE;
 }

@@ -45,8 +45,11 @@ export interface RunRecord {
   tasks: TaskRecord[];
   /** A creation went out and its answer did not come: look before creating again. */
   unanswered?: boolean;
-  /** Set once the API has heard everything, or will never take it. */
-  closed?: "reported" | "replaced" | "deleted";
+  /**
+   * Set once the API has heard everything, or will never take it. `failed`: somebody else has marked the session as
+   * failed, and what could not be reported is kept for whoever tries again.
+   */
+  closed?: "reported" | "replaced" | "deleted" | "failed";
 }
 
 export type Step =

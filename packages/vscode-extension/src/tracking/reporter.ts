@@ -25,8 +25,10 @@ export interface ReporterSurroundings {
   beaten(): void;
   replaced(replacement: Replacement): void;
   deleted(): void;
-  /** Another process is at work on the same project on this machine. */
+  /** Another session of the same project is active on this machine. */
   held(reason: string): void;
+  /** Somebody else has ended the session. */
+  endedFor(status: "completed" | "failed", reason: string): void;
   /** Sets aside a session that is in the way of this run's, where nothing is behind it any more. */
   clearTheWay(existing: Session): Promise<Passage>;
 }
@@ -112,6 +114,18 @@ export class Reporter {
         await this.takeTaskAsItIs(step.task, failure);
         return true;
       }
+      const existingId = failure.existingSessionId;
+      if (step.kind === "patch-session" && existingId !== undefined) {
+        // A pause gave up the place of the active one, and it has been taken.
+        if ((await this.around.clearTheWay(await this.api.session(existingId))) !== "free") {
+          // At once: what it is at may take a while to stop, and to ask again in the meantime is of no use.
+          this.around.update((run) => {
+            run.status = "paused";
+          });
+          this.around.held(inTheWay(existingId));
+        }
+        return true;
+      }
       if (this.run.sessionId !== undefined && (await this.takeSessionAsItIs(failure))) {
         return true;
       }
@@ -131,7 +145,7 @@ export class Reporter {
     if (passage === "free") {
       return;
     }
-    const reason = `session ${existing.session_id} of the same project is active on this machine`;
+    const reason = inTheWay(existing.session_id);
     if (passage === "held") {
       this.around.held(reason);
     }
@@ -286,17 +300,32 @@ export class Reporter {
       this.acknowledge(session.status, this.run.news);
       return true;
     }
-    const by = session.recovered_by ?? failure.recoveredBy ?? failure.existingSessionId;
-    const hasEnded = isEnded(session.status as SessionStatus);
-    if (by !== undefined || hasEnded || failure.status === 409) {
-      const ended = hasEnded ? `session ${session.session_id} has ended as ${session.status}` : failure.message;
-      this.replaced({
-        message: by === undefined ? ended : `session ${by} goes on with it`,
-        ...(by === undefined ? {} : { by }),
-      });
+    const by = session.recovered_by ?? failure.recoveredBy;
+    if (by !== undefined) {
+      this.replaced({ message: `session ${by} goes on with it`, by });
+      return true;
+    }
+    if (session.status === "completed" || session.status === "failed") {
+      this.endFor(session.status, session);
+      return true;
+    }
+    if (failure.status === 409) {
+      this.replaced({ message: failure.message });
       return true;
     }
     return false;
+  }
+
+  /** Nobody goes on with the session: it is over because somebody else, an operator for example, said so. */
+  private endFor(status: "completed" | "failed", { session_id: id, metadata }: Session): void {
+    const why = metadata["error_message"];
+    const reason = `session ${id} was marked as ${status} by somebody else`;
+    const wasOver = isEnded(this.run.status);
+    this.around.update((run) => {
+      run.closed = status === "failed" && !wasOver ? "failed" : "reported";
+    });
+    this.around.log.warn(`“${this.run.title}”: ${reason}.`);
+    this.around.endedFor(status, typeof why === "string" && status === "failed" ? `${reason}: ${why}` : reason);
   }
 
   /** One task that the API will not have must not keep everything that comes after it from being reported. */
@@ -326,6 +355,10 @@ export class Reporter {
     this.around.log.warn(`“${this.run.title}” goes on elsewhere: ${replacement.message}`);
     this.around.replaced(replacement);
   }
+}
+
+function inTheWay(sessionId: string): string {
+  return `session ${sessionId} of the same project is active on this machine`;
 }
 
 /** What an attempt that failed was to do. */

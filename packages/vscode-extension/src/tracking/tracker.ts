@@ -14,8 +14,10 @@ interface TrackerEvents {
   /** The record, the connection or the last heartbeat is another one than before. */
   change: [];
   replaced: [Replacement];
-  /** Another process is at work on the same project on this machine, and why that is so. */
+  /** Another session of the same project is active on this machine: which one. */
   held: [string];
+  /** Somebody else has ended the session, and nobody goes on with it. */
+  endedFor: ["completed" | "failed", string];
   /** Somebody deleted the session: the work goes on, unseen. */
   deleted: [];
   unauthorized: [ApiError];
@@ -86,6 +88,7 @@ export class Tracker extends EventEmitter<TrackerEvents> {
       },
       deleted: () => this.emit("deleted"),
       held: (reason) => this.emit("held", reason),
+      endedFor: (status, reason) => this.emit("endedFor", status, reason),
       clearTheWay: options.clearTheWay,
     });
   }

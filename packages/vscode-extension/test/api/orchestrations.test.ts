@@ -562,3 +562,66 @@ describe("a session that is created late", () => {
     }
   });
 });
+
+describe("a run with which nobody else goes on", () => {
+  test("is paused again where it is resumed while another of its project is active", async () => {
+    const orchestration = await host.start(project, [gated("first"), gated("second")]);
+    await begun("first");
+    orchestration.pause(true);
+    await until("the API knows", async () => (await sessionOf(orchestration)).status === "paused");
+    const other = await foreign(project);
+    orchestration.resume();
+    await until(
+      "it is held",
+      () => orchestration.reason.includes(other.session_id) && orchestration.state === "paused",
+    );
+    expect(existsSync(join(host.runs, `${orchestration.run.runId}.json`))).toBe(true);
+    await backend.api().patchSession(other.session_id, { status: "completed" });
+    orchestration.resume();
+    for (const name of ["first", "second"]) {
+      await begun(name);
+      open(name);
+    }
+    await ended(orchestration);
+    expect((await tasksOf(orchestration)).map(({ status }) => status)).toEqual(["completed", "completed"]);
+  });
+
+  test("has failed where an operator says so, and is tried again without what it had done", async () => {
+    const orchestration = await host.start(project, [gated("first"), gated("second")]);
+    await begun("first");
+    await until("everything is reported", () => orchestration.tracker.isSettled);
+    const sessionId = orchestration.run.sessionId ?? "";
+    host.url = NOWHERE;
+    open("first");
+    await begun("second");
+    await backend.api().markFailed(sessionId, "not tonight");
+    host.url = backend.url;
+    host.orchestrations.reconnect();
+    await until("it is over", () => orchestration.isOver);
+    expect(orchestration).toMatchObject({ state: "failed", reason: expect.stringContaining("not tonight") as string });
+    host.orchestrations.reportFinished();
+    const next = await host.orchestrations.recover(sessionId, host.workspace);
+    await begun("second");
+    open("second");
+    await ended(next);
+    expect((await tasksOf(next)).map(({ status }) => status)).toEqual(["completed", "completed"]);
+  });
+
+  test("keeps its record and its claim where its session was deleted, whatever other windows see", async () => {
+    const orchestration = await host.start(project, [gated("first"), gated("second")]);
+    await begun("first");
+    await until("everything is reported", () => orchestration.tracker.isSettled);
+    await fetch(`${backend.url}/api/sessions/${orchestration.run.sessionId ?? ""}`, {
+      method: "DELETE",
+      headers: { "X-API-Key": backend.key },
+    });
+    orchestration.tracker.beat();
+    await until("it is known", () => orchestration.run.closed === "deleted");
+    new Host(backend.url, backend.key, host.machineId, host.directory).orchestrations.reportFinished();
+    open("first");
+    await begun("second");
+    open("second");
+    await until("it is over", () => orchestration.isOver);
+    expect(orchestration.state).toBe("completed");
+  });
+});

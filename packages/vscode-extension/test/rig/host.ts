@@ -14,9 +14,8 @@ import { until } from "./until.js";
 const GUARD = join(import.meta.dirname, "../../dist/guard.cjs");
 
 export class Host {
-  readonly directory = mkdtempSync(join(tmpdir(), "claude-projects-host-"));
-  readonly workspace = this.directory;
-  readonly runs = join(this.directory, "runs");
+  readonly workspace: string;
+  readonly runs: string;
   readonly log: string[] = [];
   readonly screen: string[] = [];
   heartbeatMs = 60_000;
@@ -26,25 +25,35 @@ export class Host {
     public url: string,
     public key: string,
     readonly machineId = "this-machine",
-  ) {}
+    /** That of another host on the same machine, to share its runs. */
+    readonly directory = mkdtempSync(join(tmpdir(), "claude-projects-host-")),
+  ) {
+    this.workspace = directory;
+    this.runs = join(directory, "runs");
+    this.orchestrations = this.orchestrationsOnDisk();
+  }
 
   readonly api = (): Api => new Api({ url: this.url, timeoutMs: 10_000, key: () => Promise.resolve(this.key) });
 
-  readonly orchestrations = new Orchestrations(new RunStore<OrchestrationRecord>(this.runs), {
-    api: () => this.api(),
-    machineId: () => this.machineId,
-    heartbeatMs: () => this.heartbeatMs,
-    places: { output: join(this.directory, "output"), guard: GUARD },
-    extensionVersion: "0.0.0",
-    editorVersion: "none",
-    log: this.logger(),
-    screen: () => {
-      const write = (text: string): void => {
-        this.screen.push(text);
-      };
-      return { write, heading: write, note: write, failure: write, show: () => undefined, dispose: () => undefined };
-    },
-  });
+  readonly orchestrations: Orchestrations;
+
+  private orchestrationsOnDisk(): Orchestrations {
+    return new Orchestrations(new RunStore<OrchestrationRecord>(this.runs), {
+      api: () => this.api(),
+      machineId: () => this.machineId,
+      heartbeatMs: () => this.heartbeatMs,
+      places: { output: join(this.directory, "output"), guard: GUARD },
+      extensionVersion: "0.0.0",
+      editorVersion: "none",
+      log: this.logger(),
+      screen: () => {
+        const write = (text: string): void => {
+          this.screen.push(text);
+        };
+        return { write, heading: write, note: write, failure: write, show: () => undefined, dispose: () => undefined };
+      },
+    });
+  }
 
   async start(projectId: string, tasks: readonly TaskDefinition[]): Promise<Orchestration> {
     const plan: Plan = { path: join(this.workspace, "plan.toml"), projectId, name: projectId, tasks };
