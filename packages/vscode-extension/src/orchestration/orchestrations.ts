@@ -54,6 +54,8 @@ interface Running {
 
 export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
   private readonly running = new Map<string, Running>();
+  /** The projects of plans that are about to run. */
+  private readonly starting = new Set<string>();
   /** Trackers that outlive their orchestration, until the API knows how it ended. */
   private readonly couriers = new Map<string, { readonly tracker: Tracker; readonly claim: RunClaim }>();
   private readonly handover: Handover;
@@ -85,27 +87,17 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
 
   /** Begins a plan. Throws Refusal. */
   async start(plan: Plan, workspace: string): Promise<Orchestration> {
-    if (this.live.some(({ run }) => run.projectId === plan.projectId)) {
-      throw new Refusal(`Project ${plan.projectId} is being worked on in this window already.`);
+    const { projectId } = plan;
+    if (this.starting.has(projectId) || this.live.some(({ run }) => run.projectId === projectId)) {
+      throw new Refusal(`Project ${projectId} is being worked on in this window already.`);
     }
-    const runId = randomUUID();
-    const run: OrchestrationRecord = {
-      version: 1,
-      runId,
-      title: plan.name,
-      projectId: plan.projectId,
-      machineId: this.around.machineId(),
-      metadata: {},
-      status: "active",
-      workspace,
-      tasks: plan.tasks.map((task, index) => newTask(digestOf(task), task, index, plan.tasks.length)),
-    };
-    run.metadata = { ...this.handover.behind(run, null), workspace, plan_path: plan.path };
-    const claim = this.claim(runId, false);
-    this.store.write(run);
-    const tracker = this.track(run, claim);
-    await this.establish(run, claim, tracker);
-    return this.drive(run, claim, tracker);
+    // While the API is away, a start takes long enough for a person to try again.
+    this.starting.add(projectId);
+    try {
+      return await this.begin(plan, workspace);
+    } finally {
+      this.starting.delete(projectId);
+    }
   }
 
   /** Tracks work that somebody else carries out. Throws Refusal. */
@@ -280,6 +272,27 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
     this.couriers.forEach(({ tracker }) => {
       tracker.dispose();
     });
+  }
+
+  private async begin(plan: Plan, workspace: string): Promise<Orchestration> {
+    const runId = randomUUID();
+    const run: OrchestrationRecord = {
+      version: 1,
+      runId,
+      title: plan.name,
+      projectId: plan.projectId,
+      machineId: this.around.machineId(),
+      metadata: {},
+      status: "active",
+      workspace,
+      tasks: plan.tasks.map((task, index) => newTask(digestOf(task), task, index, plan.tasks.length)),
+    };
+    run.metadata = { ...this.handover.behind(run, null), workspace, plan_path: plan.path };
+    const claim = this.claim(runId, false);
+    this.store.write(run);
+    const tracker = this.track(run, claim);
+    await this.establish(run, claim, tracker);
+    return this.drive(run, claim, tracker);
   }
 
   /** Creates the session, or lets the work begin without one where the API cannot say. Throws Refusal. */

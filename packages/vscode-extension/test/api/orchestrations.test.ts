@@ -347,6 +347,18 @@ describe("what is reported", () => {
   });
 });
 
+describe("a plan", () => {
+  test("is begun once, however often a person asks before it has come to run", async () => {
+    const starting = host.start(project, [gated("first")]);
+    await expect(host.start(project, [gated("first")])).rejects.toThrow("is being worked on in this window already");
+    const orchestration = await starting;
+    await begun("first");
+    open("first");
+    await ended(orchestration);
+    expect(await backend.sessionsOf(project)).toHaveLength(1);
+  });
+});
+
 describe("a session of somebody else", () => {
   test("whose process cannot be seen is not taken while it heartbeats, unless a person says so", async () => {
     const { session_id: id } = await foreign(project);
