@@ -28,7 +28,7 @@ export interface TaskOptions {
 export interface TrackedSession {
   /** The session's id; undefined until the API has answered. */
   readonly id: string | undefined;
-  /** Fires with the reason when the session goes on elsewhere: stop the work. */
+  /** Fires with the reason when the session goes on elsewhere, or somebody else has ended it: stop the work. */
   readonly onDidReplace: Event<string>;
   /** Begins a task; the one before it should have ended. */
   task(name: string, options?: TaskOptions): TrackedTask;
