@@ -9,6 +9,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 from weakref import WeakValueDictionary
@@ -20,6 +21,7 @@ from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import (
     ConfigurationError,
     ConnectionFailure,
+    ExecutionTimeout,
     NetworkTimeout,
     OperationFailure,
     PyMongoError,
@@ -44,6 +46,7 @@ SETUP_RETRY_SECONDS = 1.0
 CLOSE_TIMEOUT_SECONDS = 1.0
 # What MongoDB does by itself to a transaction that goes on for this long (transactionLifetimeLimitSeconds).
 LEFT_OPEN_SECONDS = 60.0
+ABORT_TIMEOUT_SECONDS = 1.0
 FENCE_TIMEOUT_SECONDS = 2.0
 FENCE_RETRY_SECONDS = 0.5
 _MAX_TIME_MS_EXPIRED = 50
@@ -126,17 +129,20 @@ class Storage:
         return result
 
     async def _at_once_where_away(self, work: Callable[[], Awaitable[Result]]) -> Result:
-        # With a deadline for operations the driver looks for a server until that deadline. While none is
-        # known, nobody shall wait for longer than it takes to find one.
-        known = self.client.topology_description.has_writable_server()
-        seconds = None if known else self.client.options.server_selection_timeout
         try:
-            with contextlib.nullcontext() if known else pymongo.timeout(seconds):
+            with self._deadline_where_away():
                 return await work()
         except ConfigurationError as error:
             if _is_connected_too_early(error):
                 await self._connect_anew()
             raise
+
+    def _deadline_where_away(self) -> AbstractContextManager[None]:
+        # With a deadline for operations the driver looks for a server until that deadline. While none is
+        # known, nobody shall wait for longer than it takes to find one.
+        if self.client.topology_description.has_writable_server():
+            return contextlib.nullcontext()
+        return pymongo.timeout(self.client.options.server_selection_timeout)
 
     async def _connect_anew(self) -> None:
         # Connections keep what the server was when they were opened. The driver has no public way to let
@@ -189,13 +195,28 @@ class Storage:
         `contended` names what many may want to write at once, machines or sessions: within this process
         they then queue for it, where running again and again would let some of them starve.
         """
+
+        async def attempt(session: Transaction) -> Result:
+            try:
+                with self._deadline_where_away():
+                    return await work(session)
+            except ServerSelectionTimeoutError as error:
+                # Without the label for which the driver would run all of it again, to wait in vain again.
+                raise ServerSelectionTimeoutError(str(error)) from error
+            except ConnectionFailure:
+                if session.in_transaction:
+                    # Or the driver's own attempt at it would wait for as long as a query may take.
+                    with pymongo.timeout(ABORT_TIMEOUT_SECONDS):
+                        await session.abort_transaction()
+                raise
+
         async with contextlib.AsyncExitStack() as lanes:
             for name in sorted({*contended}):  # in one order, so that no two wait for each other
                 await lanes.enter_async_context(self._lanes.setdefault(name, asyncio.Lock()))
             session = self.client.start_session()
             try:
                 result = await session.with_transaction(
-                    work,
+                    attempt,
                     read_concern=ReadConcern("snapshot"),
                     write_concern=WriteConcern("majority"),
                     read_preference=ReadPreference.PRIMARY,
@@ -285,9 +306,12 @@ def _may_be_left_open(error: BaseException) -> bool:
 def is_away(error: BaseException) -> bool:
     """Whether the failure means that the database could not be reached, rather than that it said no.
 
-    One that was slow to answer, or whose every connection is in use, is there.
+    One that was slow to answer, or whose every connection is in use, is there. At its deadline a transaction
+    is a timeout to the driver, whatever has kept it from going on; that is told as its cause.
     """
     slow = NetworkTimeout, WaitQueueTimeoutError
+    if isinstance(error, (ExecutionTimeout, NetworkTimeout)) and isinstance(error.__cause__, PyMongoError):
+        return is_away(error.__cause__)
     return isinstance(error, ConnectionFailure) and not isinstance(error, slow)
 
 

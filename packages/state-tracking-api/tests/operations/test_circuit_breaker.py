@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime
@@ -29,7 +31,7 @@ from state_tracking_api import settings
 from state_tracking_api.app import create_app
 from state_tracking_api.breaker import CircuitBreaker, Pass
 from state_tracking_api.embedded import Mongod
-from state_tracking_api.storage import Storage, is_away
+from state_tracking_api.storage import Storage, Transaction, is_away, translated
 
 
 class Clock:
@@ -177,6 +179,17 @@ def test_not_reaching_the_database_is_a_failure(error: Exception) -> None:
     assert is_away(error)
 
 
+def test_a_transaction_that_gave_up_says_why() -> None:
+    def given_up(cause: PyMongoError) -> PyMongoError:
+        error = ExecutionTimeout("", 50)
+        error.__cause__ = cause
+        return error
+
+    assert is_away(given_up(AutoReconnect("")))
+    assert not is_away(given_up(NetworkTimeout("")))
+    assert not is_away(given_up(WriteError("WriteConflict", 112)))
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -284,12 +297,35 @@ UNREACHED = "The database is away; try again later"
 
 
 @pytest.mark.slow
+async def test_a_database_that_dies_during_a_transaction_is_away(away: Away) -> None:
+    await away.storage.admit()
+
+    async def work(txn: Transaction) -> None:
+        await away.storage.jobs.insert_one({"_id": "first"}, session=txn)
+        os.kill(away.mongod.pid, signal.SIGKILL)
+        await asyncio.to_thread(away.mongod.stop)
+        await away.storage.jobs.insert_one({"_id": "second"}, session=txn)
+
+    async with asyncio.timeout(30):  # of the two minutes for which the driver would try
+        with pytest.raises(PyMongoError) as raised:
+            await away.storage.through(lambda: away.storage.transaction(work))
+    error = translated(raised.value)
+    assert error is not None
+    assert (error.status, error.message) == (503, UNREACHED)
+    assert len(away.storage.breaker._failures) == 1
+
+
+@pytest.mark.slow
 async def test_the_whole_round_over_http_with_a_database_that_is_killed(away: Away) -> None:
     expect(await away.http.get("/api/sessions"), 200)
     assert await away.circuit() == 0
     away.mongod.stop()
-    for _ in range(5):
+    # Transactions, too, whose driver goes about it in its own way.
+    body = {"project_id": "p", "machine_id": "m"}
+    for _ in range(2):
+        expect_error(await away.http.post("/api/sessions", json=body), 503, says=UNREACHED)
         expect_error(await away.http.get("/api/sessions"), 503, says=UNREACHED)
+    expect_error(await away.http.post("/api/sessions", json=body), 503, says=UNREACHED)
     refused = await away.http.get("/api/sessions")
     expect_error(refused, 503, says=OPEN)
     assert refused.headers["retry-after"] == "30"
