@@ -56,6 +56,12 @@ def normalised(metadata: Any) -> Json:
     return cast("Json", msgspec.json.decode(_encoder.encode(metadata)))
 
 
+def stored_in(document: Mapping[str, Any]) -> Json:
+    """The metadata of a document as it was read; what is in it may still be of types of BSON's decoder."""
+    stored = document.get("metadata", {})
+    return _plain(stored) if isinstance(stored, DBRef) else stored
+
+
 def problems(
     metadata: Mapping[str, Any], reserved: frozenset[str], field: str = "metadata"
 ) -> list[FieldError]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from state_tracking_api import health, machines, presence, sessions, tasks
+from state_tracking_api import health, machines, metadata, presence, sessions, tasks
 from state_tracking_api.clock import iso, iso_or_none
 from state_tracking_api.errors import NotFound
 from state_tracking_api.lifecycle import (
@@ -199,7 +199,7 @@ async def _add_tasks(storage: Storage, rows: Mapping[str, Document]) -> None:
 
 
 def _row(session: Document, default: timedelta) -> Json:
-    stored = session.get("metadata", {})
+    stored = metadata.stored_in(session)
     return {
         "session_id": session["session_id"],
         "project_id": session["project_id"],

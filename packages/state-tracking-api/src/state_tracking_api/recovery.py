@@ -250,7 +250,7 @@ async def archive(storage: Storage, session_id: str, stamp: Stamp) -> Document:
             raise InvalidRequest(
                 f"Session {session_id} is {session['status']}; only a completed or failed one is archived"
             )
-        if session.get("metadata", {}).get("archived") is True:
+        if metadata.stored_in(session).get("archived") is True:
             return session
         fields = {
             "metadata.archived": True,

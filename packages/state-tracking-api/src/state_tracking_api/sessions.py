@@ -440,7 +440,7 @@ async def fail_if(
         )
         if session is None:
             return None
-        fields = {"metadata": {**session.get("metadata", {}), "error_message": reason}}
+        fields = {"metadata": {**metadata.stored_in(session), "error_message": reason}}
         return await transitions.enter_session_status(
             storage, txn, session, SessionStatus.FAILED, stamp, reason=reason, changes=fields
         )

@@ -9,7 +9,12 @@ from typing import Any
 import httpx
 import pytest
 
-from api_harness.api import Api, Json, expect, expect_error, unique
+from api_harness.api import Api, Json, ago, expect, expect_error, unique, uuid4
+from api_harness.servers import Documents
+from state_tracking_api import sessions, settings
+from state_tracking_api.embedded import Mongod
+from state_tracking_api.lifecycle import Stamp
+from state_tracking_api.storage import Storage
 
 OPERATORS_AND_DOTS: list[Json] = [
     {"a": "$session_id", "$where": "1", "x.y": {"$gt": ""}},
@@ -22,6 +27,7 @@ OPERATORS_AND_DOTS: list[Json] = [
     {"big": 2**63 - 1, "small": -(2**63), "float": 1.5, "tiny": 1e-300, "zero": 0, "yes": True, "no": False},
     {"unicode": "Größe 漢字 🚀 \u202e", "schlüssel": 1, "escapes": '" \\ / \b \f \n \r \t', "🚀.$": "x"},
     {"empty": {}, "list": [], "nested": [[[]], {"a": [{}]}], "spaces": "  "},
+    {"$ref": "x", "$id": 1, "$db": "y", "get": 2, "nested": {"$ref": "x", "$id": {"$ref": "y", "$id": 2}}},
 ]
 
 
@@ -55,6 +61,28 @@ def test_metadata_is_merged_exactly_as_it_went_in(api: Api, metadata: Json) -> N
     assert failed["metadata"] == merged | {"error_message": "x"}
     successor = expect(api.recover(session), 201)
     assert successor["metadata"] == merged
+
+
+async def test_what_looks_like_a_reference_is_metadata_wherever_it_is_read(
+    api: Api, mongod: Mongod, database: Documents
+) -> None:
+    metadata: Json = {"$ref": "x", "$id": 1}
+    session = api.session(metadata=metadata)
+    path = f"/api/sessions/{session['session_id']}"
+    storage = Storage(settings.load(mongodb_uri=mongod.uri, mongodb_database=database.name, api_keys=uuid4()))
+    try:
+        await sessions.fail_if(storage, session["session_id"], {}, Stamp(ago(), "job:test"), "abandoned")
+    finally:
+        await storage.close()
+    failed = metadata | {"error_message": "abandoned"}
+    assert api.read_session(session)["metadata"] == failed
+    state = expect(api.post(f"{path}/prepare-recovery", json={}), 200)
+    assert state["metadata"] == failed | {"recovery_prepared_at": state["metadata"]["recovery_prepared_at"]}
+    shown = expect(api.get("/api/dashboard/overview", params={"project_id": session["project_id"]}), 200)
+    assert [row["error_message"] for row in shown["sessions"]] == ["abandoned"]
+    for _ in range(2):
+        archived = expect(api.post(f"{path}/archive"), 200)
+        assert archived["metadata"].items() >= (failed | {"archived": True}).items()
 
 
 RFC_7396: list[tuple[Json, Json, Json]] = [
