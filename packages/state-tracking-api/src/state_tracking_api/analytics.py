@@ -130,8 +130,7 @@ def _count(tally: _Tally, session: Document, event: Document, width: timedelta) 
         what = "recovered" if session.get("recovered_by") else "completed"
     elif after == SessionStatus.FAILED:
         what = "failed"
-        first_line = (event["reason"] or "no reason given").strip().splitlines()[0]
-        tally.reasons[first_line[:REASON_LENGTH]] += 1
+        tally.reasons[_first_line(event["reason"] or "")[:REASON_LENGTH]] += 1
     elif after == SessionStatus.STALLED:
         what = "stalls"
     elif before == SessionStatus.STALLED and event["reason"] == sessions.HEARTBEAT:
@@ -145,6 +144,12 @@ def _count(tally: _Tally, session: Document, event: Document, width: timedelta) 
         span = event["at"] - event["silent_since"]
         tally.detect.append(span)
         bucket.detect.append(span)
+
+
+def _first_line(reason: str) -> str:
+    # What is not blank to a request's check may be nothing but line ends to Python, U+001C for one.
+    lines = (line.strip() for line in reason.splitlines())
+    return next(filter(None, lines), "no reason given")
 
 
 async def _tasks(storage: Storage, chosen: Document, since: datetime) -> Json:

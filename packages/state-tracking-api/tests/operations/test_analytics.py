@@ -206,6 +206,16 @@ def test_prometheus_has_the_same_figures(api: Api) -> None:
     assert {name: exposed.value("success_metric", name=name) for name in expected} == expected
 
 
+@pytest.mark.parametrize("reason", ["\x1c", " \x1d\r\n\x1e\x1f"])
+def test_a_reason_of_nothing_but_separators_is_none(api: Api, reason: str) -> None:
+    failed = api.session()
+    expect(api.act(failed, "mark-failed", {"error_message": reason}), 200)
+    found = summary(api, project_id=failed["project_id"])
+    assert found["failure_reasons"] == [{"reason": "no reason given", "count": 1}]
+    read_metrics(api)
+    api.delete(f"/api/sessions/{failed['session_id']}")  # no part of the other tests' figures
+
+
 def test_without_a_history_nothing_is_divided_by_zero(own: Servers) -> None:
     server = own.start()
     with Api(server.base_url, server.key) as api:
