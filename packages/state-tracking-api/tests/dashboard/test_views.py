@@ -177,6 +177,11 @@ def test_trends_are_the_success_metrics_and_not_sent_again_either(api: Api) -> N
     assert changed["sessions"]["started"] == 2
 
 
+def test_trends_of_two_thousand_years_are_refused(api: Api) -> None:
+    asked = {"since": "0001-01-01T00:00:00Z"}
+    expect_error(api.get("/api/dashboard/trends", params=asked), 400, fields=("since",))
+
+
 def test_a_session_that_does_not_exist_is_not_found(api: Api) -> None:
     for name in ("0f8fad5b-d9cb-469f-a165-70867728950e", "nonsense"):
         expect_error(api.get(f"/api/dashboard/sessions/{name}"), 404)

@@ -11,7 +11,7 @@ from pydantic import AwareDatetime, BeforeValidator, Field
 
 from state_tracking_api import analytics, timeline
 from state_tracking_api.errors import InvalidRequest
-from state_tracking_api.http.call import InCall
+from state_tracking_api.http.call import Call, InCall
 from state_tracking_api.http.documented import errors
 from state_tracking_api.http.models import AnswerModel, Offset, SessionId, Timestamp, Uuid, WholeNumber
 from state_tracking_api.http.route import LeanRoute, QueryModel
@@ -194,6 +194,11 @@ async def events(call: InCall, session_id: SessionId, query: Annotated[ListEvent
 @router.get("/api/analytics/summary", response_model=Summary, summary="Read the success metrics")
 async def summary(call: InCall, query: Annotated[Summarise, Query()]) -> Json:
     """Detection, recovery, false positives, durations and failure reasons, from the recorded transitions."""
+    return await summarised(call, query)
+
+
+async def summarised(call: Call, query: Summarise) -> Json:
+    """What was asked for; raises InvalidRequest where that is more than is summed up."""
     since: datetime = query.since or call.now - analytics.DEFAULT_WINDOW
     if since < call.now - analytics.LONGEST_WINDOW:
         raise InvalidRequest.of_field("since", f"must lie within {analytics.LONGEST_WINDOW.days} days")

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from pydantic import Field
 
-from state_tracking_api import analytics, overview
+from state_tracking_api import overview
 from state_tracking_api.http.call import Answer, Call, InCall, encode
-from state_tracking_api.http.insight import Summarise
+from state_tracking_api.http.insight import Summarise, summarised
 from state_tracking_api.http.models import MESSAGE_LENGTH, Offset, SessionId, WholeNumber
 from state_tracking_api.http.route import LeanRoute, QueryModel, Receive
 from state_tracking_api.http.sessions import existing
@@ -119,6 +119,5 @@ async def all_machines(call: InCall, query: Annotated[MachineFilters, Query()]) 
 @router.get("/api/dashboard/trends", summary="The success metrics, where they have changed")
 async def trends(call: InCall, query: Annotated[Summarise, Query()]) -> Json:
     """As `/api/analytics/summary`, without the moment of asking: that alone would change every answer."""
-    since = query.since or call.now - analytics.DEFAULT_WINDOW
-    summary = await analytics.summary(call.storage, since, call.now, query.project_id)
+    summary = await summarised(call, query)
     return {name: value for name, value in summary.items() if name != "until"}
