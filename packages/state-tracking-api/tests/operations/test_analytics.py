@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from api_harness.api import Api, Json, ago, expect, expect_error, uuid4
+from api_harness.api import Api, Json, ago, expect, expect_error, same_but, uuid4
 from api_harness.servers import Document, Documents, Servers
 from operations.reading import read_metrics
 from state_tracking_api import app, settings
@@ -264,7 +264,24 @@ async def test_failed_heartbeats_are_kept_until_the_database_is_back(
 
 @pytest.mark.parametrize(
     "since",
-    [*("yesterday", "2026-01-01", "2026-01-01T00:00:00", "0.5", ""), "0001-01-01T00:00:00+14:00"],
+    [
+        *("yesterday", "2026-01-01", "2026-01-01T00:00:00", "0.5", ""),
+        *("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00"),
+    ],
 )
-def test_a_since_that_is_no_moment_is_refused(api: Api, since: str) -> None:
-    expect_error(api.get("/api/analytics/summary", params={"since": since}), 400, fields=("since",))
+@pytest.mark.parametrize("path", ["/api/analytics/summary", "/api/dashboard/trends"])
+def test_a_since_that_is_no_moment_is_refused(api: Api, path: str, since: str) -> None:
+    expect_error(api.get(path, params={"since": since}), 400, fields=("since",))
+
+
+@pytest.mark.usefixtures("past")
+@pytest.mark.parametrize("hours", [1, 72], ids=["by the hour", "by the day"])
+@pytest.mark.parametrize("offset", ["+05:30", "-09:00"])
+def test_a_since_is_the_same_moment_whatever_its_offset(api: Api, hours: int, offset: str) -> None:
+    zone = datetime.fromisoformat(f"2026-01-01T00:00:00{offset}").tzinfo
+    since = START - timedelta(hours=hours)
+    plain, shifted = (
+        summary(api, project_id=PROJECT, since=each.isoformat()) for each in (since, since.astimezone(zone))
+    )
+    assert sum(bucket["started"] for bucket in shifted["series"]) == 10
+    same_but(plain, shifted, "until")

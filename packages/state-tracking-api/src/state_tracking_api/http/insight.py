@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic import AwareDatetime, BeforeValidator, Field
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
 
 from state_tracking_api import analytics, timeline
 from state_tracking_api.errors import InvalidRequest
@@ -168,10 +168,18 @@ def _date_time(value: object) -> object:
     return value
 
 
+def _in_utc(moment: datetime | None) -> datetime | None:
+    """The same moment as everything here reckons it: hours and days are those of UTC."""
+    try:
+        return None if moment is None else moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must lie in the years 1 to 9999 of UTC") from None
+
+
 class Summarise(QueryModel):
     """Of what and since when."""
 
-    since: Annotated[AwareDatetime | None, BeforeValidator(_date_time)] = Field(
+    since: Annotated[AwareDatetime | None, BeforeValidator(_date_time), AfterValidator(_in_utc)] = Field(
         default=None, description="ISO 8601; the default is seven days ago"
     )
     project_id: str | None = Field(default=None, min_length=1)
