@@ -307,8 +307,11 @@ def is_away(error: BaseException) -> bool:
     """Whether the failure means that the database could not be reached, rather than that it said no.
 
     One that was slow to answer, or whose every connection is in use, is there. At its deadline a transaction
-    is a timeout to the driver, whatever has kept it from going on; that is told as its cause.
+    is a timeout to the driver, whatever has kept it from going on; that is told as its cause. And the driver
+    calls it a matter of configuration if the name of a `mongodb+srv` address cannot be looked up.
     """
+    if isinstance(error, ConfigurationError):
+        return not _is_connected_too_early(error)
     slow = NetworkTimeout, WaitQueueTimeoutError
     if isinstance(error, (ExecutionTimeout, NetworkTimeout)) and isinstance(error.__cause__, PyMongoError):
         return is_away(error.__cause__)
@@ -326,7 +329,7 @@ def _is_connected_too_early(error: PyMongoError) -> bool:
 
 def translated(error: PyMongoError) -> ApiError | None:
     """What a failure of the database is to the caller; None where it is a defect of ours."""
-    if isinstance(error, ServerSelectionTimeoutError) or is_away(error):
+    if is_away(error):
         return ServiceUnavailable("The database is away; try again later", headers={"Retry-After": "5"})
     if error.timeout:
         return GatewayTimeout("The database took too long; the query was cancelled")

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 import pytest_asyncio
+from dns import asyncresolver
 from pymongo.errors import (
     AutoReconnect,
     DuplicateKeyError,
@@ -294,6 +295,23 @@ async def away(tmp_path: Path, clock: Clock) -> AsyncGenerator[Away]:
 
 OPEN = "The database is away (circuit open); try again later"
 UNREACHED = "The database is away; try again later"
+
+
+async def test_a_database_whose_name_cannot_be_looked_up_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    nobody_there = asyncresolver.Resolver(configure=False)
+    nobody_there.nameservers, nobody_there.port = ["127.0.0.1"], 1
+    monkeypatch.setattr(asyncresolver, "default_resolver", nobody_there)
+    key = uuid4()
+    app = create_app(
+        settings.load(mongodb_uri="mongodb+srv://db.example.invalid/", mongodb_database="away", api_keys=key),
+        connectTimeoutMS=100,
+    )
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        for says in (*[UNREACHED] * 5, OPEN):
+            answer = await http.get("/api/sessions", headers={"X-API-Key": key})
+            expect_error(answer, 503, says=says)
+    await app.state.resources.storage.close()
 
 
 @pytest.mark.slow
