@@ -100,13 +100,15 @@ async def run(
     job = JOBS[name]
     if repair:
         job = replace(job, run=partial(consistency.check, repair=True))
-    if name != CHECK_CONSISTENCY:
-        # That one must run on data that is too broken for its unique indexes, to say so.
-        await storage.admit()
-    async with lease(storage, name) as held:
-        if not held:
-            return {"skipped": f"{name} is running on another instance"}
-        return await _run_held(storage, settings, job, now, _away_between_runs(settings))
+
+    async def leased() -> Json:
+        async with lease(storage, name) as held:
+            if not held:
+                return {"skipped": f"{name} is running on another instance"}
+            return await _run_held(storage, settings, job, now, _away_between_runs(settings))
+
+    # The check must run on data that is too broken for its unique indexes, to say so.
+    return await storage.through(leased, prepared=name != CHECK_CONSISTENCY)
 
 
 async def detect_now(storage: Storage, settings: Settings, stamp: Stamp) -> Json:

@@ -89,15 +89,6 @@ class Storage:
         self._left_open: deque[tuple[float, AsyncClientSession]] = deque()
         self._fencing: asyncio.Task[None] | None = None
 
-    async def admit(self) -> None:
-        """Let a caller pass to the database, or raise ServiceUnavailable while the circuit is open.
-
-        The first caller sets collections and indexes up; nobody writes before the unique indexes are there.
-        """
-        self._pass_or_refuse()
-        if not self._prepared:
-            await self.prepare()
-
     def _pass_or_refuse(self) -> Pass:
         admitted = self.breaker.admits()
         if admitted is None:
@@ -108,11 +99,19 @@ class Storage:
             )
         return admitted
 
-    async def through(self, work: Callable[[], Awaitable[Result]]) -> Result:
-        """Do work that needs the database, and let the circuit breaker know whether it could be reached."""
+    async def through(self, work: Callable[[], Awaitable[Result]], *, prepared: bool = True) -> Result:
+        """Do work that needs the database, and let the circuit breaker know whether it could be reached.
+
+        The first caller sets collections and indexes up; nobody writes before the unique indexes are there.
+        Not so with `prepared=False`, for what must run on data that is too broken for them.
+
+        Raises ServiceUnavailable while the circuit is open.
+        """
         admitted = self._pass_or_refuse()
         try:
-            if not self._prepared:
+            if not prepared:
+                await self._at_once_where_away(self._greet)
+            elif not self._prepared:
                 await self.prepare()
             result = await self._at_once_where_away(work)
         except PyMongoError as error:
@@ -165,7 +164,7 @@ class Storage:
     async def _prepare(self) -> None:
         if not self._prepared:
             try:
-                hello = await self._at_once_where_away(lambda: self.client.admin.command("hello"))
+                hello = await self._at_once_where_away(self._greet)
                 if "setName" not in hello and hello.get("msg") != "isdbgrid":
                     raise _cannot_be_set_up("it is a standalone server; transactions need a replica set")
                 await self._at_once_where_away(lambda: schema.apply(self.database, self._retention_days))
@@ -176,6 +175,9 @@ class Storage:
                 raise _cannot_be_set_up(said[:500]) from error
             self._prepared = True
             log.get().info("Database is set up", database=self.database.name)
+
+    async def _greet(self) -> Document:
+        return await self.client.admin.command("hello")
 
     async def keep_preparing(self) -> None:
         """Try until the database has come and is set up."""

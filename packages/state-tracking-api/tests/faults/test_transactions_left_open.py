@@ -36,7 +36,7 @@ async def storage(own: Servers, documents: Documents) -> AsyncGenerator[Storage]
     opened = Storage(
         settings.load(mongodb_uri=uri, mongodb_database=documents.name, api_keys=uuid4(), db_timeout_ms=1000)
     )
-    await opened.admit()
+    await opened.prepare()
     documents.machine_locks.insert_one({"_id": MACHINE, "touched_at": datetime.now(UTC)})
     yield opened
     await opened.close()

@@ -24,6 +24,7 @@ from operations import silence
 from operations.failpoints import end, failing, running
 from state_tracking_api import jobs, settings
 from state_tracking_api.embedded import Mongod
+from state_tracking_api.errors import ServiceUnavailable
 from state_tracking_api.settings import Settings
 from state_tracking_api.storage import Storage
 
@@ -40,7 +41,7 @@ def configured(mongod: Mongod, own: Servers) -> Settings:
 async def storage(configured: Settings) -> AsyncGenerator[Storage]:
     """A fresh database, set up."""
     opened = Storage(configured)
-    await opened.admit()
+    await opened.prepare()
     yield opened
     await opened.close()
 
@@ -96,6 +97,23 @@ async def test_a_job_that_runs_elsewhere_is_skipped(storage: Storage, configured
         assert mine
         assert "skipped" in await jobs.run(storage, configured, "cleanup")
     assert await jobs.run(storage, configured, "cleanup") == {"deleted_sessions": 0, "deleted_tasks": 0}
+
+
+@pytest.mark.parametrize("name", ["cleanup", "check-consistency"])
+async def test_a_job_that_is_the_trial_of_the_circuit_reports_back(
+    storage: Storage, configured: Settings, name: str
+) -> None:
+    seconds = 0.0
+    storage.breaker._monotonic = lambda: seconds
+    for _ in range(5):
+        admitted = storage.breaker.admits()
+        assert admitted
+        storage.breaker.failed(admitted)
+    with pytest.raises(ServiceUnavailable, match="circuit open"):
+        await jobs.run(storage, configured, name)
+    seconds = 30.0
+    await jobs.run(storage, configured, name)
+    assert storage.breaker.state == "closed"
 
 
 @pytest.mark.parametrize(

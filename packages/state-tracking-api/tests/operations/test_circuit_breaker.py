@@ -316,7 +316,7 @@ async def test_a_database_whose_name_cannot_be_looked_up_is_away(monkeypatch: py
 
 @pytest.mark.slow
 async def test_a_database_that_dies_during_a_transaction_is_away(away: Away) -> None:
-    await away.storage.admit()
+    await away.storage.prepare()
 
     async def work(txn: Transaction) -> None:
         await away.storage.jobs.insert_one({"_id": "first"}, session=txn)
