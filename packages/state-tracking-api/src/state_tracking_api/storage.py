@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import pymongo
 from pymongo import DESCENDING, AsyncMongoClient, ReadPreference, WriteConcern
@@ -82,6 +82,8 @@ class Storage:
         self.machine_locks = self.database["machine_locks"]
         self.health_summaries: Shared[Json] = Shared()
         self.breaker = CircuitBreaker()
+        # Failures of which the circuit breaker knows: those who share an attempt share its failure, one.
+        self._counted: WeakSet[PyMongoError] = WeakSet()
         self._retention_days = settings.retention_days
         self._lanes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._prepared = False
@@ -115,11 +117,14 @@ class Storage:
                 await self.prepare()
             result = await self._at_once_where_away(work)
         except PyMongoError as error:
-            if is_away(error):
+            if not is_away(error):
+                self._reached()
+            elif error in self._counted:
+                self.breaker.inconclusive(admitted)
+            else:
+                self._counted.add(error)
                 if self.breaker.failed(admitted):
                     log.get().error("Circuit of the database opened", error=type(error).__name__)
-            else:
-                self._reached()
             raise
         except BaseException:
             self.breaker.inconclusive(admitted)

@@ -231,6 +231,22 @@ async def test_duplicate_keys_and_refused_documents_do_not_open_it(mongod: Mongo
         await storage.close()
 
 
+async def test_an_attempt_that_many_share_fails_once() -> None:
+    nowhere = "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=100"
+    storage = Storage(settings.load(mongodb_uri=nowhere, api_keys=uuid4()))
+
+    async def work() -> None:
+        """Never come to: the setup fails."""
+
+    states: list[str] = []
+    for _ in range(5):
+        crowd = await asyncio.gather(*(storage.through(work) for _ in range(10)), return_exceptions=True)
+        assert {type(error) for error in crowd} == {ServerSelectionTimeoutError}
+        states.append(storage.breaker.state)
+    await storage.close()
+    assert states == ["closed"] * 4 + ["open"]
+
+
 def test_conflicts_over_http_do_not_open_it(api: Api) -> None:
     place = {"project_id": unique("p"), "machine_id": unique("m")}
     api.session(**place)
