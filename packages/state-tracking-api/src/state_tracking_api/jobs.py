@@ -28,7 +28,7 @@ from state_tracking_api.errors import ApiError
 from state_tracking_api.lifecycle import Stamp
 from state_tracking_api.metadata import Json
 from state_tracking_api.settings import Settings, Switch
-from state_tracking_api.storage import Storage
+from state_tracking_api.storage import Storage, is_away
 
 JOB_TIMEOUT_SECONDS = 600
 # Short, for the sessions that fall silent while the holder of the scan's lease has died with it.
@@ -36,6 +36,10 @@ LEASE = timedelta(seconds=20)
 RELEASE_TIMEOUT_SECONDS = 1
 # How often an instance looks whether a session has become overdue; one query on an index.
 WAKE_SECONDS = 1.0
+# How long a job that has failed is left alone; where it judges silence, not for long. Where the database was
+# away, not at all: silence is to be judged as soon as it is back.
+PAUSE = timedelta(seconds=60)
+SHORT_PAUSE = timedelta(seconds=5)
 # Bounds of the gap between two signs of the service's presence that counts as an outage.
 MIN_AWAY = timedelta(seconds=3)
 MAX_AWAY = timedelta(seconds=10)
@@ -228,6 +232,7 @@ class Scheduler:
         self._now = now
         self._started = now()
         self._away_after = _away_between_signs(settings)
+        self._paused_until: dict[str, datetime] = {}
 
     async def run(self) -> None:
         """Wake every second, run what is due; a database that is away is waited for.
@@ -259,15 +264,23 @@ class Scheduler:
 
     async def _run_due(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
-            await self._survive(job.name, partial(self._run_if_due, job))
+            paused_until = self._paused_until.get(job.name)
+            if paused_until is not None and self._now() < paused_until:
+                continue
+            if not await self._survive(job.name, partial(self._run_if_due, job)):
+                self._paused_until[job.name] = self._now() + (SHORT_PAUSE if job.judges_silence else PAUSE)
 
-    async def _survive(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+    async def _survive(self, name: str, work: Callable[[], Awaitable[None]]) -> bool:
+        """Do the work, whatever comes of it; tells whether it may be tried again at once."""
         try:
             await self._storage.through(work)
         except (PyMongoError, ApiError) as error:
             log.get().warning("Background job failed", job_name=name, error=str(error)[:500])
+            return isinstance(error, ApiError) or is_away(error)
         except Exception:  # noqa: BLE001 - a defect in one job must not end the others
             log.get().exception("Background job crashed", job_name=name)
+            return False
+        return True
 
     async def _note_presence(self) -> None:
         await _note_presence(self._storage, self._settings, self._away_after)

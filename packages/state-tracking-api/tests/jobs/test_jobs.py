@@ -16,13 +16,14 @@ from uuid import uuid4
 import pytest
 import pytest_asyncio
 from pymongo import MongoClient
+from pymongo.errors import AutoReconnect, OperationFailure
 
-from api_harness.api import Api, ago
+from api_harness.api import Api, Json, ago
 from api_harness.server import clean_environment, run, wait_until
 from api_harness.servers import Document, Documents, Servers
 from operations import silence
 from operations.failpoints import end, failing, running
-from state_tracking_api import jobs, settings
+from state_tracking_api import background, jobs, settings
 from state_tracking_api.embedded import Mongod
 from state_tracking_api.errors import ServiceUnavailable
 from state_tracking_api.settings import Settings
@@ -217,6 +218,70 @@ async def test_a_clock_that_jumps_ahead_makes_nobody_silent(storage: Storage, co
         storage, configured, "detect-failures", now=lambda: datetime.now(UTC) + timedelta(hours=1)
     )
     assert ahead["marked_stalled"] == 0
+
+
+@pytest.mark.parametrize(
+    ("failure", "judges_silence", "pause"),
+    [
+        (ZeroDivisionError(), False, 60),
+        (OperationFailure("refused"), False, 60),
+        (OperationFailure("refused"), True, 5),
+        (AutoReconnect("away"), False, 0),
+    ],
+    ids=repr,
+)
+async def test_a_job_that_fails_is_left_alone_for_a_while(
+    storage: Storage,
+    configured: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: Exception,
+    judges_silence: bool,
+    pause: int,
+) -> None:
+    attempts = rounds = 0
+    moment = datetime.now(UTC)
+    looked = asyncio.Condition()
+
+    async def fail(*_: object) -> Json:
+        nonlocal attempts
+        attempts += 1
+        raise failure
+
+    async def look(*_: object) -> Json:
+        nonlocal rounds
+        async with looked:
+            rounds += 1
+            looked.notify_all()
+        return {}
+
+    async def three_rounds() -> int:
+        nonlocal attempts
+        attempts, until = 0, rounds + 3
+        async with looked, asyncio.timeout(60):
+            await looked.wait_for(lambda: rounds >= until)
+        return attempts
+
+    def always(_settings: Settings, _now: datetime, _last: datetime) -> bool:
+        return True
+
+    both = {
+        name: jobs.Job(name, work, always, judges_silence=judges_silence)
+        for name, work in (("failing", fail), ("looking", look))
+    }
+    monkeypatch.setattr(jobs, "JOBS", both)
+    monkeypatch.setattr(jobs, "WAKE_SECONDS", 0.001)
+    scheduler = asyncio.create_task(jobs.Scheduler(storage, configured, lambda: moment).run())
+    try:
+        if pause:
+            assert await three_rounds() == 1
+            moment += timedelta(seconds=pause - 1)
+            assert await three_rounds() == 0
+            moment += timedelta(seconds=1)
+            assert await three_rounds() == 1
+        else:
+            assert await three_rounds() >= 2
+    finally:
+        await background.end(scheduler)
 
 
 @pytest.mark.slow
