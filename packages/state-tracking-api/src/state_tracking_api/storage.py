@@ -49,7 +49,21 @@ LEFT_OPEN_SECONDS = 60.0
 ABORT_TIMEOUT_SECONDS = 1.0
 FENCE_TIMEOUT_SECONDS = 2.0
 FENCE_RETRY_SECONDS = 0.5
-_MAX_TIME_MS_EXPIRED = 50
+# With these labels the driver or the database says that it may go well another time.
+_RETRYABLE = ("TransientTransactionError", "RetryableWriteError", "RetryableError", "SystemOverloadedError")
+# What the reading of a long answer meets where its member goes away: its rest, unlike its beginning, is not
+# asked for again by the driver, and a refusal of it carries no label.
+_CHANGING_OVER = frozenset(
+    {
+        6,  # HostUnreachable
+        7,  # HostNotFound
+        43,  # CursorNotFound: the rest of an answer is asked for, and its member has been started anew
+        89,  # NetworkTimeout, between the database's members
+        134,  # ReadConcernMajorityNotAvailableYet
+        262,  # ExceededTimeLimit
+        9001,  # SocketException
+    }
+)
 
 
 class Storage:
@@ -342,6 +356,12 @@ def translated(error: PyMongoError) -> ApiError | None:
         return GatewayTimeout("The database took too long; the query was cancelled")
     if _is_connected_too_early(error):
         return ServiceUnavailable("The database is just starting; try again", headers={"Retry-After": "1"})
-    if error.has_error_label("TransientTransactionError") or error.has_error_label("RetryableWriteError"):
-        return ServiceUnavailable("The database is changing over; try again", headers={"Retry-After": "1"})
+    if isinstance(error, OperationFailure) and error.code in _CHANGING_OVER:
+        return _changing_over()
+    if any(error.has_error_label(label) for label in _RETRYABLE):
+        return _changing_over()
     return None
+
+
+def _changing_over() -> ServiceUnavailable:
+    return ServiceUnavailable("The database is changing over; try again", headers={"Retry-After": "1"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pymongo import MongoClient
@@ -16,6 +17,26 @@ from operations.failpoints import failing, failpoint, running
 from operations.log_lines import logged, written
 from state_tracking_api import settings
 from state_tracking_api.embedded import Mongod
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"errorCode": 43},
+        *(
+            {"errorCode": 8000, "errorLabels": [label]}
+            for label in ("RetryableError", "SystemOverloadedError")
+        ),
+    ],
+    ids=str,
+)
+def test_a_read_that_may_go_well_another_time_is_503(
+    api: Api, database: Documents, mongo: MongoClient[Document], how: dict[str, Any]
+) -> None:
+    with failing(mongo, database, "sessions", "find", **how):
+        answer = api.get("/api/sessions")
+    expect_error(answer, 503)
+    assert int(answer.headers["retry-after"]) > 0
 
 
 @pytest.mark.prd("5.2.a")

@@ -20,6 +20,7 @@ from pymongo.errors import (
     DuplicateKeyError,
     ExecutionTimeout,
     NetworkTimeout,
+    OperationFailure,
     PyMongoError,
     ServerSelectionTimeoutError,
     WaitQueueTimeoutError,
@@ -203,6 +204,13 @@ def test_a_transaction_that_gave_up_says_why() -> None:
 )
 def test_an_answer_that_is_a_refusal_or_late_is_none(error: Exception) -> None:
     assert not is_away(error)
+
+
+@pytest.mark.parametrize("code", [6, 7, 43, 89, 134, 262, 9001])
+def test_the_rest_of_an_answer_that_its_member_cannot_give_is_503(code: int) -> None:
+    error = translated(OperationFailure("getMore", code))
+    assert error is not None
+    assert (error.status, error.headers) == (503, {"Retry-After": "1"})
 
 
 async def test_duplicate_keys_and_refused_documents_do_not_open_it(mongod: Mongod) -> None:
