@@ -34,6 +34,11 @@ TASK_KEYS = frozenset({"recovered_from_task", "carried_to"})
 # A merge of more nested objects than this is done in Python: the expression for it would come near the depth
 # that the database allows for a command.
 _MAX_EXPRESSION_DEPTH = 5
+# So is one whose expression would be long: each object's names the keys of all that it lies in, twice.
+_MAX_EXPRESSION_BYTES = 512 * 1024
+# What the operators around a key, and around an object, take about.
+_KEY_BYTES = 80
+_OBJECT_BYTES = 300
 
 Json = dict[str, Any]
 
@@ -132,13 +137,21 @@ def merged_into(document: Mapping[str, Any], patch: Json) -> Json:
     return checked_merge(normalised(document.get("metadata", {})), patch)
 
 
-def fits_expression(patch: Json, depth: int = 1) -> bool:
+def fits_expression(patch: Json) -> bool:
     """Whether `merge_expression` can do this merge."""
+    return _expression_bytes(patch, 1, _KEY_BYTES) <= _MAX_EXPRESSION_BYTES
+
+
+def _expression_bytes(patch: Json, depth: int, target: int) -> int:
+    # Without the values, which are as long as the patch at most.
     if depth > _MAX_EXPRESSION_DEPTH:
-        return False
-    return all(
-        fits_expression(cast("Json", value), depth + 1) for value in patch.values() if isinstance(value, dict)
-    )
+        return _MAX_EXPRESSION_BYTES + 1
+    size = _OBJECT_BYTES + 2 * target
+    for key, value in patch.items():
+        if isinstance(value, dict) and size <= _MAX_EXPRESSION_BYTES:
+            named = len(key.encode()) + _KEY_BYTES
+            size += named + _expression_bytes(cast("Json", value), depth + 1, target + named)
+    return size
 
 
 def merge_expression(patch: Json, target: Any = "$metadata") -> Json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import bson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -103,6 +104,16 @@ def test_the_deepest_merge_that_is_left_to_the_database_is_within_its_limits(
     collection.replace_one({"_id": 1}, {"_id": 1, "metadata": target}, upsert=True)
     collection.update_one({"_id": 1}, [{"$set": {"metadata": metadata.merge_expression(patch)}}])
     assert not metadata.fits_expression(nested(6))
+
+
+def test_a_merge_whose_expression_would_be_long_is_not_left_to_the_database() -> None:
+    # An expression names the long key with each of the objects in it: 12 MB, and more with a longer key.
+    patch: dict[str, Any] = {"k" * 1500: {str(number): {} for number in range(3500)}}
+    assert len(metadata.encode(patch)) < metadata.MAX_BYTES
+    assert not metadata.fits_expression(patch)
+    fitting: dict[str, Any] = {"k" * 500: {str(number): {} for number in range(200)}}
+    assert metadata.fits_expression(fitting)
+    assert len(bson.encode({"": metadata.merge_expression(fitting)})) < 512 * 1024
 
 
 @pytest.mark.parametrize(
