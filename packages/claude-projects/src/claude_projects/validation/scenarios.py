@@ -26,6 +26,7 @@ from claude_projects.validation.run import (
 )
 
 _RACERS = 5
+_STEP = 0.5
 # What the load may take of the key's requests; the rest is for whoever else uses the key.
 _SHARE_OF_LIMIT = 0.7
 # A Date header is cut to the second, and servers renew it now and then only.
@@ -296,6 +297,18 @@ def health(run: Run) -> None:
         run.check(name in str(metrics.body), f"the metrics have {name}")
 
 
+def _ended(pending: list[Future[int]]) -> set[Future[int]]:
+    """Those that have ended, once all have or one has failed.
+
+    It waits in steps: a signal that the system has given to another thread is dealt with only when this one,
+    the main one, wakes.
+    """
+    while True:
+        done, left = wait(pending, timeout=_STEP, return_when=FIRST_EXCEPTION)
+        if not left or any(one.exception() for one in done):
+            return done
+
+
 def load(run: Run) -> None:
     """Sessions at the same time, with heartbeats, for a while: no errors (PRD 4.4.e)."""
     times, probe = run.times, run.probe
@@ -312,7 +325,7 @@ def load(run: Run) -> None:
             pool.submit(_one_of_many, run, number, interval, gate, over)
             for number in range(times.load_sessions)
         ]
-        first = wait(pending, return_when=FIRST_EXCEPTION).done
+        first = _ended(pending)
         over.set()  # where one has failed, the others need not go on
     for one in first:
         one.result()
