@@ -12,6 +12,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Generator
 from typing import Any, cast
 from uuid import uuid4
@@ -19,8 +20,9 @@ from uuid import uuid4
 import uvicorn
 from fastapi import FastAPI
 from prometheus_client import multiprocess
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
-from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from state_tracking_api import clock, log, settings
 from state_tracking_api.app import create_app
@@ -36,6 +38,7 @@ BACKLOG = 2048
 # A worker that says nothing for so long is replaced. On a busy machine one takes longer to start than the
 # 5 seconds that uvicorn has for it, and would be replaced by one that is no faster.
 WORKER_SILENCE_SECONDS = 30
+PING_SECONDS = 0.2
 # Request line and headers together; the parser itself would collect them until the memory is full.
 MAX_HEAD_BYTES = 64 * 1024
 
@@ -85,14 +88,40 @@ def run(configured: Settings, on_start: Callable[[], None] | None = None) -> Non
 
 
 class _Workers(Multiprocess):
-    """Forgets what a worker that died has shown of its own state, such as an open circuit."""
+    """Replaces workers that are gone or silent for long, and never waits for one: a signal may have come.
+
+    What a worker that died has shown of its own state, such as an open circuit, is forgotten.
+    """
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
+        super().__init__(config, sockets)
+        self._heard_at: dict[int | None, float] = {}
 
     def keep_subprocess_alive(self) -> None:
-        """Replace workers that are gone."""
-        before = {process.pid for process in self.processes}
-        super().keep_subprocess_alive()
-        for gone in before - {process.pid for process in self.processes}:
-            multiprocess.mark_process_dead(gone)  # pyright: ignore[reportUnknownMemberType]
+        """Look after every worker once."""
+        for index, worker in enumerate(self.processes):
+            if self.should_exit.is_set():
+                return
+            if self._lives(worker):
+                continue
+            worker.kill()
+            worker.join()
+            multiprocess.mark_process_dead(worker.pid)  # pyright: ignore[reportUnknownMemberType]
+            if worker.exitcode == STARTUP_FAILURE:  # as every other one would
+                self.should_exit.set()
+                return
+            log.get().error("Worker was replaced", pid=worker.pid, exit_code=worker.exitcode)
+            self.processes[index] = Process(self.config, self.sockets)
+            self.processes[index].start()
+
+    def _lives(self, worker: Process) -> bool:
+        if not worker.process.is_alive():
+            return False
+        now = time.monotonic()
+        if worker.ping(timeout=PING_SECONDS):
+            self._heard_at[worker.pid] = now
+            return True
+        return now - self._heard_at.setdefault(worker.pid, now) < WORKER_SILENCE_SECONDS
 
 
 class _HeadWithBody:
@@ -216,7 +245,6 @@ def _config(app: FastAPI | str, *, factory: bool = False, workers: int = 1) -> u
         timeout_graceful_shutdown=GRACE_SECONDS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         backlog=BACKLOG,
-        timeout_worker_healthcheck=WORKER_SILENCE_SECONDS,
     )
 
 
