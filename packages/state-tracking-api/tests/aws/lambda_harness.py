@@ -13,6 +13,7 @@ import os
 import queue
 import signal
 import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -83,6 +84,11 @@ class RuntimeApi(ThreadingHTTPServer):
         self.current: _Invocation | None = None
         self.asked = threading.Event()
         self.init_error: dict[str, Any] | None = None
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A function that is killed while it waits for its next event is how each of them ends."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
