@@ -107,6 +107,7 @@ class _Workers(Multiprocess):
             worker.kill()
             worker.join()
             multiprocess.mark_process_dead(worker.pid)  # pyright: ignore[reportUnknownMemberType]
+            self._heard_at.pop(worker.pid, None)  # the id may be given to another worker
             if worker.exitcode == STARTUP_FAILURE:  # as every other one would
                 self.should_exit.set()
                 return
