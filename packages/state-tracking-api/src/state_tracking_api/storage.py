@@ -356,12 +356,7 @@ def translated(error: PyMongoError) -> ApiError | None:
         return GatewayTimeout("The database took too long; the query was cancelled")
     if _is_connected_too_early(error):
         return ServiceUnavailable("The database is just starting; try again", headers={"Retry-After": "1"})
-    if isinstance(error, OperationFailure) and error.code in _CHANGING_OVER:
-        return _changing_over()
-    if any(error.has_error_label(label) for label in _RETRYABLE):
-        return _changing_over()
+    by_code = isinstance(error, OperationFailure) and error.code in _CHANGING_OVER
+    if by_code or any(error.has_error_label(label) for label in _RETRYABLE):
+        return ServiceUnavailable("The database is changing over; try again", headers={"Retry-After": "1"})
     return None
-
-
-def _changing_over() -> ServiceUnavailable:
-    return ServiceUnavailable("The database is changing over; try again", headers={"Retry-After": "1"})
