@@ -393,17 +393,22 @@ def test_every_task_has_its_log_files(server: Server, machines: Machines, projec
     }
 
 
-def on_a_terminal(machine: Machine, path: str) -> tuple[int, str]:
-    """Run a plan on a terminal; its exit code and everything that was shown."""
-    leader, follower = pty.openpty()
-    process = subprocess.Popen(
+def start_on(terminal: int, machine: Machine, path: str) -> "subprocess.Popen[bytes]":
+    """Start running a plan on a terminal, given by its descriptor."""
+    return subprocess.Popen(
         [str(Path(sys.executable).with_name("claude-projects")), "run", path],
         cwd=machine.work,
         env={**machine.variables(), "TERM": "xterm", "COLUMNS": "100"},
-        stdin=follower,
-        stdout=follower,
-        stderr=follower,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
     )
+
+
+def on_a_terminal(machine: Machine, path: str) -> tuple[int, str]:
+    """Run a plan on a terminal; its exit code and everything that was shown."""
+    leader, follower = pty.openpty()
+    process = start_on(follower, machine, path)
     os.close(follower)
     shown = b""
     try:
@@ -431,18 +436,7 @@ def test_a_terminal_that_is_held_with_ctrl_s_does_not_hold_the_work(
     machine = machines(server.url)
     leader, follower = pty.openpty()
     termios.tcflow(follower, termios.TCOOFF)
-    process = subprocess.Popen(
-        [
-            str(Path(sys.executable).with_name("claude-projects")),
-            "run",
-            machine.plan(plan(project, "true", "true")),
-        ],
-        cwd=machine.work,
-        env={**machine.variables(), "TERM": "xterm", "COLUMNS": "100"},
-        stdin=follower,
-        stdout=follower,
-        stderr=follower,
-    )
+    process = start_on(follower, machine, machine.plan(plan(project, "true", "true")))
     try:
         assert process.wait(60) == Exit.OK
     finally:

@@ -184,11 +184,14 @@ def test_a_run_whose_new_session_was_taken_for_silent_meanwhile_goes_on_with_it(
 
 def is_held(shell: psutil.Process) -> bool:
     """Whether a shell is suspended, or waits for a child that was before it could begin (vfork)."""
-    return any(process.status() == psutil.STATUS_STOPPED for process in [shell, *living_children(shell)])
+    return any(map(is_suspended, [shell, *shell.children()]))
 
 
-def living_children(process: psutil.Process) -> list[psutil.Process]:
-    return [child for child in process.children() if child.is_running()]
+def is_suspended(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_STOPPED
+    except psutil.NoSuchProcess:  # a child of a moment
+        return False
 
 
 def test_a_guard_holds_its_command_while_the_run_is_suspended_and_lets_it_go_on_afterwards(
