@@ -25,8 +25,8 @@ from state_tracking_api.lifecycle import (
     pushed,
 )
 from state_tracking_api.metadata import Json
+from state_tracking_api.schema import WITHOUT_EVENTS
 from state_tracking_api.storage import Storage, Transaction
-from state_tracking_api.transitions import WITHOUT_EVENTS
 
 _UNAVAILABLE = (MachineStatus.OFFLINE, MachineStatus.MAINTENANCE)
 

@@ -39,6 +39,9 @@ ONE_ACTIVE_SESSION = "one_active_session"
 ONE_SESSION_PER_SLOT = "one_session_per_slot"
 ONE_SUCCESSOR = "one_successor"
 
+# What is read of a session or a task; what is recorded for the timeline and for late heartbeats stays behind.
+WITHOUT_EVENTS = {"_id": 0, "events": 0, "beats": 0, "left_tasks": 0}
+
 
 @dataclass(frozen=True)
 class Index:

@@ -26,8 +26,8 @@ from state_tracking_api.lifecycle import (
     pushed,
 )
 from state_tracking_api.metadata import Json
+from state_tracking_api.schema import WITHOUT_EVENTS
 from state_tracking_api.storage import Storage, Transaction
-from state_tracking_api.transitions import WITHOUT_EVENTS
 
 # How often a write that lost against another one is tried again before the caller is told.
 ATTEMPTS = 20
@@ -162,12 +162,13 @@ async def heartbeat(
 ) -> Document:
     """Note that a session lives (PRD 2.2); `changes` may set `current_task_id`, `patch` merges metadata.
 
-    One findOneAndUpdate for a session that is active or paused, a second one for one that is stalled, which
-    becomes active. Only where both find nothing is the reason looked up: one that has ended or was fenced
-    off raises Conflict; a `current_task_id` that has been overtaken by the end of that task is left aside.
+    One findOneAndUpdate for a session that is active or paused, which shares its round trip with others that
+    wait at the same time; a second one for one that is stalled, which becomes active. Only where both find
+    nothing is the reason looked up: one that has ended or was fenced off raises Conflict; a `current_task_id`
+    that has been overtaken by the end of that task is left aside.
     """
     fields = {"last_heartbeat": stamp.now, "updated_at": stamp.now, **changes}
-    beaten = await _update_in_place(storage, session_id, _BEATING, fields, patch)
+    beaten = await _beat(storage, session_id, fields, patch)
     if beaten is not None:
         return beaten
     happened = event(stamp, SessionStatus.STALLED, SessionStatus.ACTIVE, HEARTBEAT)
@@ -191,7 +192,7 @@ async def heartbeat(
             raise transitions.fenced(session)
         was_silent = session["status"] == SessionStatus.STALLED
         condition: Document = {"session_id": session_id, "status": session["status"]}
-        added: Document = {"beats": _beat(stamp.now)}
+        added: Document = {"beats": _added_beat(stamp.now)}
         said = fields
         if was_silent:
             said, added = revival, {**added, "events": pushed(happened)}
@@ -206,6 +207,25 @@ async def heartbeat(
     return beaten
 
 
+async def _beat(
+    storage: Storage, session_id: str, fields: Mapping[str, Any], patch: Json | None
+) -> Document | None:
+    if patch:  # what a merge has done cannot be told from the session, nor may it be done twice
+        return await _update_in_place(storage, session_id, _BEATING, fields, patch)
+
+    def shows(session: Document) -> bool:
+        said = {name: value for name, value in fields.items() if name not in _TIMES}
+        return (
+            session["status"] in _BEATING
+            and not is_fenced(session)
+            and session["last_heartbeat"] >= fields["last_heartbeat"]
+            and all(session.get(name) == value for name, value in said.items())
+        )
+
+    condition, update = _condition(session_id, _BEATING, fields), _plain_update(fields)
+    return await storage.session_beats.find_one_and_update(session_id, condition, update, shows)
+
+
 async def _has_left(storage: Storage, txn: Transaction, session_id: str, said: Mapping[str, Any]) -> bool:
     """Whether the current task that a heartbeat names is in progress no longer."""
     left = {"session_id": session_id, "left_tasks": said.get("current_task_id")}
@@ -215,7 +235,7 @@ async def _has_left(storage: Storage, txn: Transaction, session_id: str, said: M
     )
 
 
-def _beat(now: datetime) -> Document:
+def _added_beat(now: datetime) -> Document:
     return {"$each": [now], "$slice": -BEATS_KEPT}
 
 
@@ -239,21 +259,8 @@ async def _update_in_place(
     happened: Document | None = None,
 ) -> Document | None:
     """Set fields and merge metadata in one findOneAndUpdate; None where that cannot be told to fit."""
-    condition: Document = {
-        "session_id": session_id,
-        "status": {"$in": list(statuses)},
-        "fenced": {"$ne": True},
-    }
-    added: Document = {}
-    if "last_heartbeat" in fields:
-        added["beats"] = _beat(fields["last_heartbeat"])
-        if fields.get("current_task_id") is not None:
-            condition["left_tasks"] = {"$ne": fields["current_task_id"]}
-    if happened is not None:
-        added["events"] = pushed(happened)
-    update: Any = _never_back(fields)
-    if added:
-        update["$push"] = added
+    condition = _condition(session_id, statuses, fields)
+    update: Any = _plain_update(fields, happened)
     if patch:
         if not metadata.fits_expression(patch):
             return None
@@ -264,6 +271,26 @@ async def _update_in_place(
     return await storage.sessions.find_one_and_update(
         condition, update, projection=WITHOUT_EVENTS, return_document=ReturnDocument.AFTER
     )
+
+
+def _condition(session_id: str, statuses: Collection[SessionStatus], fields: Mapping[str, Any]) -> Document:
+    condition: Document = {
+        "session_id": session_id,
+        "status": {"$in": list(statuses)},
+        "fenced": {"$ne": True},
+    }
+    if "last_heartbeat" in fields and fields.get("current_task_id") is not None:
+        condition["left_tasks"] = {"$ne": fields["current_task_id"]}
+    return condition
+
+
+def _plain_update(fields: Mapping[str, Any], happened: Document | None = None) -> Document:
+    added: Document = {}
+    if "last_heartbeat" in fields:
+        added["beats"] = _added_beat(fields["last_heartbeat"])
+    if happened is not None:
+        added["events"] = pushed(happened)
+    return _never_back(fields) | ({"$push": added} if added else {})
 
 
 def _as_pipeline(

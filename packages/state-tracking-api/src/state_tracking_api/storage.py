@@ -34,6 +34,7 @@ from state_tracking_api import log, schema
 from state_tracking_api.background import Shared
 from state_tracking_api.breaker import CircuitBreaker, Pass
 from state_tracking_api.errors import ApiError, GatewayTimeout, ServiceUnavailable
+from state_tracking_api.group_commit import GroupCommit
 from state_tracking_api.lifecycle import Document
 from state_tracking_api.metadata import Json
 from state_tracking_api.settings import Settings
@@ -89,6 +90,7 @@ class Storage:
             write_concern=WriteConcern("majority"),
         )
         self.sessions = self.database["sessions"]
+        self.session_beats = GroupCommit(self.sessions, "session_id", schema.WITHOUT_EVENTS)
         self.tasks = self.database["tasks"]
         self.machines = self.database["machines"]
         self.jobs = self.database["jobs"]
@@ -291,7 +293,7 @@ class Storage:
         offset: int,
     ) -> tuple[list[Document], int]:
         """Documents newest first with the id as tie-breaker, events left out, and how many match in all."""
-        found = collection.find(condition, {"_id": 0, "events": 0, "beats": 0})
+        found = collection.find(condition, schema.WITHOUT_EVENTS)
         ordered = found.sort([("created_at", DESCENDING), (id_field, DESCENDING)]).skip(offset).limit(limit)
         hint: dict[str, Any] = {} if condition else {"hint": "_id_"}
         count = collection.count_documents(condition, **hint)

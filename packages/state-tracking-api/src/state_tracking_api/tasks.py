@@ -24,8 +24,8 @@ from state_tracking_api.lifecycle import (
     pushed,
 )
 from state_tracking_api.metadata import Json
+from state_tracking_api.schema import WITHOUT_EVENTS
 from state_tracking_api.storage import Storage, Transaction
-from state_tracking_api.transitions import WITHOUT_EVENTS
 
 _LIVE = {"$in": [str(status) for status in LIVE]}
 # A session remembers so many of the tasks that are no longer in progress: a heartbeat that was sent before

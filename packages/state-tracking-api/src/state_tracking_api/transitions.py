@@ -34,10 +34,8 @@ from state_tracking_api.lifecycle import (
     is_fenced,
     pushed,
 )
+from state_tracking_api.schema import WITHOUT_EVENTS
 from state_tracking_api.storage import Storage, Transaction
-
-# What is read of a session or a task; what is recorded for the timeline and for late heartbeats stays behind.
-WITHOUT_EVENTS = {"_id": 0, "events": 0, "beats": 0, "left_tasks": 0}
 
 
 def ended(session: Document) -> Conflict:
