@@ -21,7 +21,7 @@ T = TypeVar("T")
 class Model(BaseModel):
     """The base of every answer: frozen, and tolerant of fields that it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", defer_build=True)
 
 
 class Session(Model):
