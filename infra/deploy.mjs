@@ -54,12 +54,16 @@ function preflight() {
   stop(`ConfigurationError: ${found.join("; ")}\nNothing was deployed. docs/DEPLOYMENT.md lists the variables.`);
 }
 
+/** What goes into a deployment: a file that lies there and that no commit has is deployed as well. */
+const DEPLOYED = ["sst.config.ts", "infra", "packages/state-tracking-api/src"];
+
 /** The commit that is deployed. Production takes nothing that could not be deployed again. */
 function release() {
   if (process.env.RELEASE) return process.env.RELEASE;
   const commit = git("rev-parse", "HEAD");
   if (commit === undefined) return "unknown";
-  if (!git("status", "--porcelain", "--untracked-files=no")) return commit;
+  const changed = git("status", "--porcelain", "--untracked-files=no");
+  if (!changed && !git("ls-files", "--others", "--exclude-standard", "--", ...DEPLOYED)) return commit;
   if (stage === "prod" && process.env.ALLOW_DIRTY === undefined)
     stop("The working tree has changes that are not committed, so this deployment could not be rolled back to.\n" +
       "Commit them, or set ALLOW_DIRTY=1.");
@@ -68,7 +72,7 @@ function release() {
 
 /** The options that are SST's; `--stage prod` may be said twice, but not differently. */
 function options() {
-  const passed = [...rest];
+  const passed = rest.flatMap((word) => (word.startsWith("--stage=") ? ["--stage", word.slice(8)] : [word]));
   const at = passed.indexOf("--stage");
   if (at >= 0) {
     const [, said] = passed.splice(at, 2);

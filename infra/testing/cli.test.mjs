@@ -17,6 +17,7 @@ const project = resolve(import.meta.dirname, "../..");
 const python = join(project, ".cache/infra/bin/python");
 const URI = "mongodb://someone:a-password@db.example/";
 const KEYS = "ci=11111111-2222-4333-8444-555555555555";
+const SOURCES = ["sst.config.ts", "package.json", "infra"];
 const root = mkdtempSync(join(tmpdir(), "sst-"));
 const home = join(root, "home");
 
@@ -25,7 +26,7 @@ let port;
 
 before(async () => {
   // A copy: SST writes its state and generated types beside the configuration.
-  for (const path of ["sst.config.ts", "package.json", "infra"]) cpSync(join(project, path), join(root, path), { recursive: true });
+  for (const path of SOURCES) cpSync(join(project, path), join(root, path), { recursive: true });
   symlinkSync(join(project, "node_modules"), join(root, "node_modules"));
   mkdirSync(join(root, ".sst"));
   cpSync(join(project, ".sst/provider-lock.json"), join(root, ".sst/provider-lock.json"));
@@ -132,6 +133,44 @@ test("an invalid configuration fails the deployment and the place is named", () 
     assert.match(text, /infra\/api\.ts:\d+/);
   } finally {
     writeFileSync(path, sound);
+  }
+});
+
+/** What tsc finds before anything is asked: [file, what stands there, fault, where tsc says it if not right there]. */
+const WRONG_TYPES = [
+  ["sst.config.ts", '"retain"', '"keep"', "app(input)"],
+  ["infra/function.ts", '"512 MB"', '"512 megabytes"'],
+  ["infra/function.ts", '"30 seconds"', '"half a minute"'],
+  ["infra/function.ts", '"python3.13"', '"python3.99"'],
+  ["infra/function.ts", '"1 month"', '"31 days"'],
+  ["infra/schedules.ts", '"rate(10 minutes)"', '"every tuesday"', "schedule,"],
+  ["infra/alarms.ts", "evaluationPeriods: 5", 'evaluationPeriods: "five"'],
+  ["infra/edge.ts", "settings.region ===", "settings.regoin ==="],
+  ["infra/api.ts", "throttlingRateLimit: 100", "throttlingRate: 100"],
+  ["infra/dashboard.ts", "dashboardBody: body", "content: body"],
+  ["infra/settings.ts", "MONGODB_URI: env.MONGODB_URI!.trim(),", "", "secrets: {"],
+  ["infra/preflight.mjs", "found.push(`${name}", "found.add(`${name}"],
+  ["infra/deploy.mjs", 'process.stderr.write(`${message}\\n`)', "process.stderr.write(0, message)"],
+];
+
+test("tsc names file and line of a wrong value in configuration, stack and scripts", () => {
+  const sound = new Map(WRONG_TYPES.map(([file]) => [file, readFileSync(join(root, file), "utf8")]));
+  const wrong = new Map(sound);
+  for (const [file, from, to] of WRONG_TYPES) {
+    assert.ok(wrong.get(file).includes(from), `${file} has no ${from}`);
+    wrong.set(file, wrong.get(file).replace(from, to));
+  }
+  try {
+    for (const [file, text] of wrong) writeFileSync(join(root, file), text);
+    const tsc = join(project, "node_modules/.bin/tsc");
+    const { stdout } = spawnSync(tsc, ["--project", "infra/tsconfig.json", "--pretty", "false"], { cwd: root, encoding: "utf8" });
+    const said = stdout.split("\n").map((line) => line.replace(/,\d+\): error .*/, ""));
+    for (const [file, from, to, place = to] of WRONG_TYPES) {
+      const line = wrong.get(file).slice(0, wrong.get(file).indexOf(place)).split("\n").length;
+      assert.ok(said.includes(`${file}(${line}`), `${from} to ${to} in ${file}:${line} is not said:\n${stdout}`);
+    }
+  } finally {
+    for (const [file, text] of sound) writeFileSync(join(root, file), text);
   }
 });
 

@@ -84,9 +84,12 @@ test("deploy:dev deploys to dev and wants no address for alarms", () => {
 
 test("the stage may be said twice, but not differently", () => {
   assert.match(run("deploy:prod", ["--stage", "prod", "--verbose"]).called.at(-1), /^sst deploy --stage prod --verbose release/);
+  assert.match(run("deploy:prod", ["--stage=prod"]).called.at(-1), /^sst deploy --stage prod release/);
   rmSync(calls);
-  const done = run("deploy:prod", ["--stage", "dev"]);
-  assert.deepEqual([done.status, done.called], [1, []]);
+  for (const said of [["--stage", "dev"], ["--stage=dev"]]) {
+    const done = run("deploy:prod", said);
+    assert.deepEqual([done.status, done.called], [1, []]);
+  }
 });
 
 for (const missing of Object.keys(COMPLETE))
@@ -101,6 +104,26 @@ test("a malformed key is named without being shown", () => {
   const done = run("deploy:prod", [], { ...COMPLETE, API_KEYS: "a-secret" });
   assert.match(done.stderr, /ConfigurationError: API_KEYS has an entry that is not a UUID v4/);
   assert.doesNotMatch(done.stderr, /a-secret/);
+});
+
+for (const [name, value] of [
+  ["ALARM_EMAIL", "operator"],
+  ["ALARM_EMAIL", "one@example.com,two@example.com"],
+  ["AWS_REGION", "us-east"],
+  ["AWS_REGION", "us-east-1a"],
+  ["DOMAIN", "https://claude-projects.truapi.com"],
+  ["DOMAIN", "localhost"],
+])
+  test(`what AWS would refuse half-way is named before anything begins: ${name}=${value}`, () => {
+    const done = run("deploy:prod", [], { ...COMPLETE, [name]: value });
+    assert.equal(done.status, 1);
+    assert.match(done.stderr, new RegExp(`^ConfigurationError: ${name} is not `));
+    assert.deepEqual(done.called, []);
+  });
+
+test("a region, a name and an address of every usual form are taken", () => {
+  for (const AWS_REGION of ["eu-central-1", "ap-southeast-2", "us-gov-west-1"])
+    assert.equal(run("deploy:prod", [], { ...COMPLETE, AWS_REGION, DOMAIN: "a-1.b.example.co.uk", ALARM_EMAIL: "a.b+c@x.example.com" }).status, 0);
 });
 
 test("senvn, where it is installed, fills in what is missing", () => {
@@ -125,6 +148,17 @@ test("production refuses what is not committed; dev takes it and says so", () =>
   assert.match(refused.stderr, /not committed/);
   assert.match(run("deploy:dev").called.at(-1), /release=[0-9a-f]{40}-dirty sources=changed$/);
   assert.equal(run("deploy:prod", [], { ...COMPLETE, ALLOW_DIRTY: "1" }).status, 0);
+});
+
+test("production refuses a source that no commit has; other files that lie there are no matter", () => {
+  writeFileSync(join(root, "prod.env"), "");
+  assert.equal(run("deploy:prod").status, 0);
+  rmSync(calls);
+  mkdirSync(join(root, "packages/state-tracking-api/src"), { recursive: true });
+  writeFileSync(join(root, "packages/state-tracking-api/src/new.py"), "");
+  const refused = run("deploy:prod");
+  assert.deepEqual([refused.status, refused.called], [1, []]);
+  assert.match(refused.stderr, /not committed/);
 });
 
 test("a deployment that SST fails, fails", () => {
