@@ -59,6 +59,7 @@ lock-infra: $(UV) ## Resolve what the function and the deployment's tests need; 
 	    --extra serve --extra srv --extra redis --output-file infra/requirements-container.lock
 	$(COMPILE) --upgrade infra/requirements-test.in --output-file infra/requirements-test.lock
 	$(COMPILE) --upgrade infra/requirements-runtime.in --output-file infra/requirements-runtime.lock
+	$(COMPILE) --no-deps infra/requirements-events.in --output-file infra/requirements-events.lock
 
 .PHONY: verify-deployment
 verify-deployment: ## Check a deployed address: make verify-deployment URL=https://… [API_KEY=…]

@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from pymongo import MongoClient
 
-from aws.lambda_harness import KEY, Event, Function, Outcome, Package, Start, http_event
+from aws.lambda_harness import KEY, ROOT, Event, Function, Outcome, Package, Start, http_event
 from state_tracking_api.embedded import Mongod, free_port
 from state_tracking_api.jobs import JOBS
 
@@ -54,64 +55,139 @@ def session(project: str = "project") -> dict[str, str]:
     return {"project_id": project, "machine_id": f"machine-{uuid4()}"}
 
 
-def test_every_kind_of_endpoint_answers(call: Call) -> None:
-    assert call("GET", "/health").json["status"] == "ok"
-    assert call("GET", "/health/detailed").json["dependencies"]["database"]["connected"] is True
-    assert call("GET", "/api/docs").json["openapi"].startswith("3.1")
-    assert "<html" in call("GET", "/api/docs", headers={"Accept": "text/html"}).text
-    page = call("GET", "/dashboard", headers={"Accept": "text/html"})
-    assert (page.status, page.headers["content-type"].partition(";")[0]) == (200, "text/html")
+def test_every_endpoint_answers(call: Call) -> None:
+    asked: set[tuple[str, str]] = set()
+
+    def ask(method: str, path: str, body: object = None, status: int = 200, **more: Any) -> Outcome:
+        names = {name: more.pop(name) for name in ("session_id", "task_id", "machine_id") if name in more}
+        answer = call(method, path.format(**names), body, **more)
+        assert answer.status == status, f"{method} {path}: {answer.text}"
+        asked.add((method, path))
+        return answer
+
+    assert ask("GET", "/health").json["status"] == "ok"
+    assert ask("GET", "/health/detailed").json["dependencies"]["database"]["connected"] is True
+    assert "active_sessions_count" in ask("GET", "/metrics").text
+    assert ask("GET", "/api/docs").json["openapi"].startswith("3.1")
+    assert "<html" in ask("GET", "/api/docs", headers={"Accept": "text/html"}).text
+    page = ask("GET", "/dashboard", headers={"Accept": "text/html"})
+    assert page.headers["content-type"].partition(";")[0] == "text/html"
     scripts = re.findall(r'src="(/dashboard/[^"]+\.js)"', page.text)
     assert [call("GET", script).status for script in scripts] == [200] * len(scripts) != []
+
     body = session()
-    machine = call(
-        "POST", "/api/machines", {"hostname": "host", "docker_slots": [1], "machine_id": body["machine_id"]}
-    )
-    assert machine.status == 201
-    made = call("POST", "/api/sessions", body)
-    assert made.status == 201
-    path = f"/api/sessions/{made.json['session_id']}"
-    assert call("GET", path).json["project_id"] == "project"
-    assert call("POST", f"{path}/heartbeat").status == 200
-    task = call(
-        "POST",
-        "/api/tasks",
-        {"session_id": made.json["session_id"], "project_id": "project", "task_name": "one"},
-    )
-    assert task.status == 201
-    assert call("PATCH", f"/api/tasks/{task.json['task_id']}", {"status": "in_progress"}).status == 200
-    listed = call("GET", "/api/sessions", query={"project_id": "project", "limit": "1"})
+    machine: dict[str, Any] = {"machine_id": body["machine_id"]}
+    ask("POST", "/api/machines", {"hostname": "host", "docker_slots": [1], **machine}, status=201)
+    assert machine["machine_id"] in ask("GET", "/api/machines").text
+    assert ask("PATCH", "/api/machines/{machine_id}", {"docker_slots": [1, 2]}, **machine).status == 200
+    assert ask("GET", "/api/machines/{machine_id}", **machine).json["docker_slots"] == [1, 2]
+
+    made = ask("POST", "/api/sessions", body, status=201).json
+    one: dict[str, Any] = {"session_id": made["session_id"]}
+    beat = ask("POST", "/api/machines/{machine_id}/heartbeat", **machine)
+    assert beat.json["active_sessions"] == [made["session_id"]]
+    assert ask("GET", "/api/sessions/{session_id}", **one).json["project_id"] == "project"
+    patched = ask("PATCH", "/api/sessions/{session_id}", {"metadata": {"a": 1}}, **one)
+    assert patched.json["metadata"] == {"a": 1}
+    assert ask("POST", "/api/sessions/{session_id}/heartbeat", **one).json["status"] == "active"
+    assert ask("GET", "/api/sessions/{session_id}/health", **one).json["is_healthy"] is True
+    listed = ask("GET", "/api/sessions", query={"project_id": "project", "limit": "1"})
     assert (len(listed.json["sessions"]), listed.json["limit"]) == (1, 1)
-    assert call("POST", f"{path}/mark-failed", {"error_message": "gone"}).json["status"] == "failed"
-    assert call("POST", f"{path}/recover", {"new_machine_id": "another"}).status == 201
-    assert call("DELETE", path).status == 204
+
+    work = {**one, "project_id": "project", "task_name": "one"}
+    task: dict[str, Any] = {"task_id": ask("POST", "/api/tasks", work, status=201).json["task_id"]}
+    assert ask("GET", "/api/tasks", query=one).json["total"] == 1
+    assert ask("PATCH", "/api/tasks/{task_id}", {"status": "in_progress"}, **task).json["started_at"]
+    assert ask("GET", "/api/tasks/{task_id}", **task).json["status"] == "in_progress"
+
+    assert "marked_stalled" in ask("POST", "/api/sessions/detect-failures").json
+    assert ask("POST", "/api/sessions/{session_id}/mark-stalled", **one).json["status"] == "stalled"
+    assert ask("GET", "/api/sessions/health").json["stalled_sessions"] == 1
+    assert one["session_id"] in ask("GET", "/api/sessions/stalled").text
+    failed = ask("POST", "/api/sessions/{session_id}/mark-failed", {"error_message": "gone"}, **one)
+    assert failed.json["status"] == "failed"
+    assert ask("GET", "/api/sessions/{session_id}/recovery-state", **one).json["in_progress_tasks"] == []
+    prepared = ask("POST", "/api/sessions/{session_id}/prepare-recovery", {}, **one)
+    assert len(prepared.json["failed_tasks"]) == 1
+    successor = ask(
+        "POST", "/api/sessions/{session_id}/recover", {"new_machine_id": "another"}, status=201, **one
+    )
+    assert successor.json["recovered_from"] == one["session_id"]
+    assert ask("GET", "/api/sessions/{session_id}/events", **one).json["events"]
+    assert ask("POST", "/api/sessions/{session_id}/archive", **one).json["metadata"]["archived"] is True
+    assert ask("GET", "/api/sessions/archived").json["total"] == 1
+    assert ask("GET", "/api/analytics/summary").status == 200
+    for method in ("POST", "DELETE"):
+        swept = ask(method, "/api/sessions/cleanup", query={"older_than_days": "30"})
+        assert swept.json == {"deleted_sessions": 0, "deleted_tasks": 0}
+    for path, ids in (("/api/tasks/{task_id}", task), ("/api/sessions/{session_id}", one)):
+        ask("DELETE", path, status=204, **ids)
+    ask("DELETE", "/api/machines/{machine_id}", status=204, **machine)
+
+    document = ask("GET", "/api/openapi.json").json
+    documented = {(method.upper(), path) for path, item in document["paths"].items() for method in item}
+    assert documented - asked == set()
 
 
-def test_an_event_with_every_field_that_aws_documents_is_understood(function: Function) -> None:
-    """As AWS's example of payload format 2.0: base64, cookies, an authorizer, parameters, stage variables."""
-    event = http_event("POST", "/api/sessions", headers={"X-API-Key": KEY, "Header2": "value1,value2"})
-    certificate = {
-        "clientCertPem": "CERT_CONTENT",
-        "subjectDN": "www.example.com",
-        "validity": {"notAfter": ""},
-    }
-    event["requestContext"] |= {
-        "authentication": {"clientCert": certificate},
-        "authorizer": {"jwt": {"claims": {"claim1": "value1"}, "scopes": ["scope1"]}},
-    }
-    event |= {
-        "cookies": ["cookie1", "cookie2"],
-        "queryStringParameters": None,
-        "pathParameters": {"parameter1": "value1"},
-        "stageVariables": {"stageVariable1": "value1"},
-        "isBase64Encoded": True,
-        "body": base64.b64encode(
-            json.dumps({**session(), "metadata": {"name": "Größe ✓"}}).encode()
-        ).decode(),
-    }
-    made = function.invoke(event)
+@pytest.fixture(scope="session")
+def aws_example(packaging: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Event]:
+    """AWS's own example events, of its command line for such functions: `aws_example("ScheduledEvent", …)`.
+
+    The names in them get the values that are given, as that command line does it.
+    """
+    target = tmp_path_factory.mktemp("events")
+    lock = ROOT / "infra" / "requirements-events.lock"
+    install = [packaging.uv(), "pip", "install", "--quiet", "--no-deps", "--target", str(target)]
+    packaging.run([*install, "--only-binary", ":all:", "--require-hashes", "--requirement", str(lock)])
+    folder = target / "samcli" / "lib" / "generated_sample_events" / "events"
+
+    def example(path: str, /, **values: str) -> Event:
+        names = {"account_id": "123456789012", "dns_suffix": "us-east-1.amazonaws.com", **values}
+        template = (folder / f"{path}.json").read_text()
+        return json.loads(re.sub(r"\{\{\{(\w+)\}\}\}", lambda name: names[name[1]], template))
+
+    return example
+
+
+def http_example(aws_example: Callable[..., Event], path: str, body: str) -> Event:
+    """AWS's example of an event of an HTTP API: a POST, base64, cookies, an authorizer and more."""
+    encoded = base64.b64encode(body.encode()).decode()
+    return aws_example("apigateway/HttpApi", method="POST", path=path, stage="$default", body=encoded)
+
+
+def test_awss_own_example_of_a_request_is_answered(
+    function: Function, aws_example: Callable[..., Event]
+) -> None:
+    event = http_example(aws_example, "path/to/resource", '{"test":"body"}')
+    answer = function.invoke(event)
+    assert (answer.status, answer.json["path"]) == (404, "/path/to/resource")
+    assert UUID(answer.headers["x-request-id"]).version == 4
+    assert function.logged(gateway_request_id=event["requestContext"]["requestId"], status=404)
+
+
+def test_awss_own_example_of_a_request_makes_a_session(
+    function: Function, aws_example: Callable[..., Event]
+) -> None:
+    body = json.dumps({**session(), "metadata": {"name": "Größe ✓"}}, ensure_ascii=False)
+    event = http_example(aws_example, "api/sessions", body)
+    event["headers"] |= {"X-API-Key": KEY, "content-type": "application/json"}
+    refused = function.invoke(event)
+    assert refused.status == 400
+    assert [error["field"] for error in refused.json["errors"]] == ["parameter1", "parameter2"]
+    made = function.invoke({**event, "rawQueryString": "", "queryStringParameters": None})
     assert made.status == 201, made.text
     assert made.json["metadata"] == {"name": "Größe ✓"}
+
+
+def test_awss_own_example_of_a_schedule_names_no_job_and_does_so_in_our_event(
+    function: Function, aws_example: Callable[..., Event]
+) -> None:
+    event = aws_example("cloudwatch/ScheduledEvent", partition="aws", region="us-east-1", rule="ExampleRule")
+    outcome = function.invoke(event)
+    assert outcome.error is not None
+    assert "There is no job" in outcome.error["errorMessage"]
+    assert function.logged(level="ERROR", lambda_request_id=outcome.request_id)
+    assert function.invoke({**event, "job": "detect-failures"}).result["marked_stalled"] == 0
 
 
 # What other ways of running the server need, or other requests than the first.
@@ -410,11 +486,10 @@ def test_a_job_that_runs_out_of_time_fails_before_lambda_ends_it_and_is_an_error
     assert alone.invoke({"job": "detect-failures"}).error is None
 
 
-@pytest.mark.parametrize("event", [{"job": "nonsense"}, {"detail-type": "Scheduled Event"}])
 def test_an_event_that_nobody_understands_fails_the_invocation_and_is_an_error_line(
-    function: Function, event: Event
+    function: Function,
 ) -> None:
-    outcome = function.invoke(event)
+    outcome = function.invoke({"job": "nonsense"})
     assert outcome.error is not None
     assert outcome.error["errorType"] == "ValueError"
     (line,) = function.logged(level="ERROR", lambda_request_id=outcome.request_id)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import runpy
 import socket
 import ssl
 import subprocess
@@ -164,6 +166,23 @@ def test_a_database_that_is_away_fails_the_check_of_the_database(own: Servers, t
         done = script(address, tmp_path / "tls" / "cert.pem", away.key)
     assert done.returncode == 1
     assert "FAILED  database" in done.stdout
+
+
+def test_the_table_says_of_every_test_of_the_requirements_how_it_is_verified_here_and_there() -> None:
+    rows = re.findall(
+        r"^\| (\d\.\d\.[a-z]) [^|]+\| ([^|]+) \| ([^|]+) \|$",
+        (ROOT / "docs/DEPLOYMENT.md").read_text(),
+        re.MULTILINE,
+    )
+    assert [number for number, _, _ in rows] == [f"{s}.{t}" for s in ("1.4", "4.1", "4.2") for t in "abcdef"]
+    script_has = {name.partition(" ")[0] for name in runpy.run_path(str(ROOT / "infra/verify.py"))["CHECKS"]}
+    for number, here, there in rows:
+        assert len(here) > 10 or re.fullmatch(r"as \d\.\d\.[a-f]", here), number
+        assert "`" in there or "by hand" in there, number
+        asked = re.findall(r"make verify-deployment` \(([^)]+)\)", there)
+        assert {check.partition(" ")[0] for checks in asked for check in checks.split(", ")} <= script_has, (
+            number
+        )
 
 
 def test_an_address_without_tls_is_refused() -> None:
