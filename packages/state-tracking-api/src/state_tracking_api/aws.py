@@ -41,6 +41,10 @@ COUNTS_STORED_EVERY_SECONDS = 30.0
 STORE_COUNTS_SECONDS = 1.0
 # A job stops this long before Lambda would end it in the middle of something.
 SPARE_SECONDS = 2.0
+# A transaction whose end did not reach the database is ended before the answer goes out, for nothing runs
+# afterwards: waited for at most so long, and so long before Lambda would end the invocation.
+END_LEFT_OPEN_SECONDS = 2.0
+SPARE_TO_ANSWER_SECONDS = 0.5
 REPORT_HEALTH = "report-health"
 # How long a start waits for the database; Lambda gives a start ten seconds, and /health needs no database.
 CONNECT_SECONDS = 3.0
@@ -276,6 +280,17 @@ class Function:
         emit(gauges, status=answer.body["status"])
         return answer.body
 
+    def end_left_open(self, since: float, context: Any) -> None:
+        """End the transactions that this invocation, answered or failed, has left open in the database.
+
+        Else they hold what they have written until another event comes to this instance. Those that an
+        earlier one could not end, with the database away, are not waited for again: /health must answer.
+        """
+        left = context.get_remaining_time_in_millis() / 1000 - SPARE_TO_ANSWER_SECONDS
+        if left > 0 and self.resources.storage.has_left_open(since):
+            seconds = min(END_LEFT_OPEN_SECONDS, left)
+            self.loop.run_until_complete(self.resources.storage.end_left_open(seconds))
+
     def _finish(
         self, metrics: dict[str, tuple[str, float | Iterable[float]]], context: Any, **more: object
     ) -> None:
@@ -291,7 +306,17 @@ class Function:
         emit(metrics, lambda_request_id=context.aws_request_id, **more)
 
 
-_function = Function(read_settings())
+def _start() -> Function:
+    """Lambda reports a start that fails as lines of its own making: the alarms read ours."""
+    try:
+        return Function(read_settings())
+    except Exception:
+        log.configure("error")
+        log.get().exception("Function could not start")
+        raise
+
+
+_function = _start()
 
 
 def handler(event: Event, context: Any) -> dict[str, Any]:
@@ -299,8 +324,11 @@ def handler(event: Event, context: Any) -> dict[str, Any]:
 
     Whatever escapes is written as an ERROR line and raised again, so that Lambda counts it, too.
     """
+    began = time.monotonic()
     try:
         return _function.http(event, context) if "requestContext" in event else _function.job(event, context)
     except Exception:
         log.get().exception("Invocation failed", lambda_request_id=context.aws_request_id)
         raise
+    finally:
+        _function.end_left_open(began, context)

@@ -300,10 +300,18 @@ class Storage:
         documents, total = await asyncio.gather(ordered.to_list(), count)
         return documents, total
 
+    def has_left_open(self, since: float) -> bool:
+        """Whether a transaction was left open since then (`time.monotonic`) and is not ended yet."""
+        return any(begun >= since for begun, _ in self._left_open)
+
+    async def end_left_open(self, seconds: float) -> None:
+        """Wait so long for the end of what is left open; where that is too little, it goes on afterwards."""
+        if self._fencing is not None:
+            await asyncio.wait({self._fencing}, timeout=seconds)
+
     async def close(self) -> None:
         """Close every connection; a database that does not answer is not waited for."""
-        if self._fencing is not None:
-            await asyncio.wait({self._fencing}, timeout=CLOSE_TIMEOUT_SECONDS)
+        await self.end_left_open(CLOSE_TIMEOUT_SECONDS)
         for task in (self._preparation, self._fencing):
             if task is not None:
                 task.cancel()

@@ -14,10 +14,12 @@ from types import ModuleType
 from typing import Any
 from uuid import UUID, uuid4
 
+import pymongo
 import pytest
 from pymongo import MongoClient
 
 from aws.lambda_harness import KEY, ROOT, Event, Function, Outcome, Package, Start, http_event
+from operations.failpoints import failpoint
 from state_tracking_api.embedded import Mongod, free_port
 from state_tracking_api.jobs import JOBS
 
@@ -531,6 +533,30 @@ def test_a_request_past_its_time_is_a_504_before_lambda_ends_it(
     assert call("POST", "/api/sessions", session()).status == 201
 
 
+def test_a_transaction_whose_end_is_lost_is_ended_before_the_answer_goes_out(
+    instances: Start, own_mongod: list[Mongod], own_mongo: Mongo
+) -> None:
+    """Nothing runs after it: the session would be locked for a minute, or until another event came."""
+    # The one connection is lost with the commit, so that ending the transaction takes a new one.
+    uri = f"{own_mongod[0].uri}&maxPoolSize=1"
+    function = instances(**unlinked(uri), MONGODB_DATABASE="left-open", REQUEST_TIMEOUT_MS="1500")
+    call = caller(function)
+    made = call("POST", "/api/sessions", session()).json["session_id"]
+    own_mongo.admin.command({"setParameter": 1, "transactionLifetimeLimitSeconds": 3600})
+    failed = f"/api/sessions/{made}/mark-failed", {"error_message": "gone"}
+    ends = {"failCommands": ["commitTransaction", "abortTransaction"], "closeConnection": True}
+    with failpoint(own_mongo, "failCommand", appName="state-tracking-api", **ends):
+        assert call("POST", *failed).status == 504
+        function.freeze()
+        late_evidence = {"$set": {"metadata": {"found": "late"}}}
+        with pymongo.timeout(20):
+            sessions = own_mongo["left-open"]["sessions"]
+            assert sessions.update_one({"session_id": made}, late_evidence).modified_count == 1
+    function.thaw()
+    again = call("POST", *failed)
+    assert (again.status, again.json["metadata"]["found"]) == (200, "late")
+
+
 def test_two_instances_count_a_keys_requests_together(instances: Start) -> None:
     environment = {"MONGODB_DATABASE": f"lambda-{uuid4().hex[:12]}", "RATE_LIMIT_PER_MINUTE": "6"}
     one, two = instances(**environment), instances(**environment)
@@ -564,11 +590,18 @@ def test_a_linked_storage_for_the_rate_limit_is_used_and_redis_is_in_the_package
     assert function.logged(message="Rate limit storage is away; requests pass")
 
 
-def test_a_wrong_configuration_stops_the_start_and_names_the_variable(instances: Start) -> None:
+def test_a_wrong_configuration_stops_the_start_names_the_variable_and_is_an_error_line(
+    instances: Start,
+) -> None:
     function = instances(STALL_THRESHOLD_MS="-1")
     assert function.api.asked.wait(30)
     assert function.api.init_error is not None
     assert "STALL_THRESHOLD_MS" in function.api.init_error["errorMessage"]
+    (line,) = function.logged(level="ERROR")
+    assert set(line) == {"timestamp", "level", "message", "context"}
+    assert line["message"] == "Function could not start"
+    assert "STALL_THRESHOLD_MS" in line["context"]["exception"]
+    assert KEY not in function.log
 
 
 def test_a_freeze_of_30_seconds_does_no_harm(frozen: Frozen) -> None:
