@@ -135,7 +135,7 @@ export function createAlarms(settings: Settings, { fn, api, edge }: Watched) {
     period: 300,
     threshold: 0.5,
   });
-  alarm("StaleJobs", "The background jobs have not run for 10 minutes.", {
+  alarm("StaleJobs", "The background jobs have not run for a quarter of an hour.", {
     ...reported,
     metricName: "BackgroundJobsUp",
     evaluationPeriods: 5,
