@@ -188,12 +188,12 @@ export function runCommand(definition: TaskDefinition, around: CommandSurroundin
         await endGroup(identity);
       }
       log.end();
-      const startError =
-        ended?.kind === "error"
-          ? ended.message
-          : isUnguarded
-            ? undefined
-            : (problem ?? (ended === undefined ? "its guard was killed" : undefined));
+      let startError: string | undefined;
+      if (ended?.kind === "error") {
+        startError = ended.message;
+      } else if (ended === undefined && identity === undefined) {
+        startError = problem ?? "its guard was killed";
+      }
       resolve({
         code: ended?.kind === "exit" ? ended.code : null,
         signal: ended?.kind === "exit" ? ended.signal : null,

@@ -406,22 +406,26 @@ export class Orchestration extends EventEmitter<OrchestrationEvents> {
 
 /** PRD 3.1's error message of a failed task: what happened, and the end of what the command said about it. */
 export function explain(exit: Exit): string {
-  const seconds = (exit.durationMs / 1_000).toFixed(0);
-  const what =
-    exit.startError !== undefined
-      ? `could not be started: ${exit.startError}`
-      : exit.isUnguarded
-        ? "ended because the process that guards it was killed"
-        : exit.timedOut
-          ? `timed out after ${seconds} s`
-          : exit.signal !== null
-            ? `ended by ${exit.signal}`
-            : exit.code === 0
-              ? "claude reports an error"
-              : `exit code ${String(exit.code)}`;
+  const what = endOf(exit);
   const answer = exit.claude?.result;
   const said = typeof answer === "string" && answer !== "" ? answer.slice(-LONGEST_ANSWER) : exit.tail;
   return said === "" ? what : `${what}\n${said}`;
+}
+
+function endOf(exit: Exit): string {
+  if (exit.startError !== undefined) {
+    return `could not be started: ${exit.startError}`;
+  }
+  if (exit.isUnguarded) {
+    return "ended because the process that guards it was killed";
+  }
+  if (exit.timedOut) {
+    return `timed out after ${(exit.durationMs / 1_000).toFixed(0)} s`;
+  }
+  if (exit.signal !== null) {
+    return `ended by ${exit.signal}`;
+  }
+  return exit.code === 0 ? "claude reports an error" : `exit code ${String(exit.code)}`;
 }
 
 function resultOf({ code, durationMs, claude }: Exit): Metadata {
