@@ -11,6 +11,9 @@ class LongestFirst extends BaseSequencer {
 export default defineConfig({
   test: {
     sequence: { sequencer: LongestFirst },
+    // Much of what the tests do is to wait. Of the editor's, one file waits for minutes to pass; beside it, one editor at
+    // a time is enough for two cores.
+    maxWorkers: 2,
     projects: [
       { test: { name: "unit", include: ["test/unit/**/*.test.ts"], testTimeout: 60_000 } },
       { test: { name: "api", include: ["test/api/**/*.test.ts"], testTimeout: 120_000, hookTimeout: 120_000 } },
@@ -21,8 +24,6 @@ export default defineConfig({
           // Each step has a patience of its own; what bounds the whole only has to be longer than a slow machine takes.
           testTimeout: 600_000,
           hookTimeout: 240_000,
-          // One file mostly waits for minutes to pass; beside it, one editor at a time is enough for two cores.
-          maxWorkers: 2,
           sequence: { groupOrder: 1 },
         },
       },

@@ -1,9 +1,8 @@
 /** What is left behind, found and taken up again in a real VS Code: after crashes, closed windows, and elsewhere. */
-import { spawn } from "node:child_process";
-import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { isAlive, identify, type ProcessIdentity } from "../../src/processes.js";
-import { BIN, Backend } from "../rig/backend.js";
+import { Backend } from "../rig/backend.js";
+import { CommandLine } from "../rig/commandLine.js";
 import { Editor } from "../rig/editor.js";
 import { explain } from "../rig/explain.js";
 import { Gates, gatedPlan } from "../rig/plans.js";
@@ -217,23 +216,14 @@ describe("sessions of others", () => {
     const folder = await editor.folder({ "plan.toml": gatedPlan("from-cli", "From the Command Line", TASKS) });
     const gates = new Gates(folder);
     gates.open("first");
-    const run = spawn(join(BIN, "claude-projects"), ["run", "plan.toml"], {
-      cwd: folder,
-      env: {
-        PATH: process.env["PATH"],
-        HOME: folder,
-        CLAUDE_PROJECTS_URL: backend.url,
-        CLAUDE_PROJECTS_API_KEY: backend.key,
-      },
-      stdio: "ignore",
-    });
+    const run = new CommandLine(backend, folder, ["run", "plan.toml"]);
     const session = await until("it is in its second task", async () => {
       const [found] = await backend.sessionsOf("from-cli");
       return found !== undefined && gates.begun.length === 2 && (await backend.tasksOf(found.session_id)).length === 3
         ? found
         : undefined;
     });
-    run.kill("SIGKILL");
+    await run.kill();
     const window = await open(folder);
     await window.press("has been silent on this machine", "Continue Here");
     const scene = { folder, gates, window, sessionId: session.session_id, child: { pid: 0, started: "", place: "" } };
@@ -247,21 +237,9 @@ describe("sessions of others", () => {
       process.kill(scene.window.host, "SIGKILL");
       await until("the command has not outlived its host", () => !isAlive(scene.child));
       scene.gates.open(...TASKS);
-      const resume = spawn(join(BIN, "claude-projects"), ["resume", scene.sessionId], {
-        cwd: scene.folder,
-        env: {
-          PATH: process.env["PATH"],
-          HOME: scene.folder,
-          CLAUDE_PROJECTS_URL: backend.url,
-          CLAUDE_PROJECTS_API_KEY: backend.key,
-        },
-        stdio: ["ignore", "pipe", "pipe"],
-      });
-      let said = "";
-      resume.stdout.on("data", (text) => (said += String(text)));
-      resume.stderr.on("data", (text) => (said += String(text)));
-      const code = await new Promise<number | null>((resolve) => resume.once("exit", resolve));
-      expect(code, said).toBe(0);
+      const resume = new CommandLine(backend, scene.folder, ["resume", scene.sessionId]);
+      const code = await resume.exit;
+      expect(code, resume.said).toBe(0);
       await expectCompletion(scene, "to-cli", true);
     } finally {
       await editor.configure({});
