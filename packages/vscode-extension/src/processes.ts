@@ -39,6 +39,10 @@ export function isAlive(identity: ProcessIdentity): boolean {
   return presence(identity) === "alive";
 }
 
+export function isSelf(identity: ProcessIdentity): boolean {
+  return identity.pid === process.pid && isAlive(identity);
+}
+
 /** This extension host. */
 export function self(): ProcessIdentity {
   return identify(process.pid) ?? { pid: process.pid, started: "unknown", place: place() };

@@ -2,6 +2,7 @@
  * From one session to the next: what a session says of the process behind it, when it may be taken over, and how a run
  * goes on with a successor. A process that lives, or may live, is never robbed unless a person says so.
  */
+import { hostname } from "node:os";
 import { type Api, ApiError, type Session, type Task } from "../api/client.js";
 import type { Log } from "../log.js";
 import { announce } from "../machine.js";
@@ -10,7 +11,7 @@ import { type Metadata, isEnded } from "../tracking/record.js";
 import type { Passage } from "../tracking/reporter.js";
 import { since } from "../words.js";
 import type { OrchestrationRecord } from "./orchestration.js";
-import { definitionOf, planMetadata, presenceBehind, processMetadata, processOf } from "./outline.js";
+import { definitionOf, hostBehind, planMetadata, presenceBehind, processMetadata, processOf } from "./outline.js";
 import { Refusal } from "./refusal.js";
 import { doneBy, history, keyOf } from "./restore.js";
 
@@ -61,7 +62,7 @@ export class Handover {
         return new Refusal(`Project ${project} has an active session on this machine that was left behind.`, existing);
       case "unseen":
         return new Refusal(
-          `Project ${project} has an active session on this machine, and whether anybody is at work on it cannot be seen.`,
+          `Project ${project} has an active session on ${this.placeOf(existing)}, and whether anybody is at work on it cannot be seen.`,
           existing,
           true,
         );
@@ -86,11 +87,23 @@ export class Handover {
     }
     if (!(await this.isSilent(session))) {
       throw new Refusal(
-        `It is ${session.status} on ${session.machine_id}, with a heartbeat ${since(session.last_heartbeat)} ago, ` +
+        `It is ${session.status} on ${this.placeOf(session)}, with a heartbeat ${since(session.last_heartbeat)} ago, ` +
           "and its process cannot be seen from here.",
         session,
         true,
       );
+    }
+  }
+
+  /** Throws Refusal where somebody may be at work on the last of the sessions that this one led to. */
+  async checkSilence(sessionId: string): Promise<void> {
+    const api = this.around.api();
+    let session = await api.session(sessionId);
+    while (session.recovered_by !== null) {
+      session = await api.session(session.recovered_by);
+    }
+    if (session.status !== "completed") {
+      await this.checkAbandoned(session, false);
     }
   }
 
@@ -106,6 +119,16 @@ export class Handover {
     this.around.log.warn(`Session ${existing.session_id} is in the way, without a process, and is marked as stalled.`);
     await this.around.api().markStalled(existing.session_id);
     return "free";
+  }
+
+  /** The host that a session of this machine says it is on, where that is another one with the same home. */
+  private placeOf(session: Session): string {
+    const { machine_id: machine } = session;
+    if (machine !== this.around.machineId()) {
+      return machine;
+    }
+    const host = hostBehind(session);
+    return host === undefined || host === hostname() ? "this machine" : host;
   }
 
   /** What shows of a process that cannot be seen from here: only its silence tells that it is gone. */

@@ -7,14 +7,15 @@ import { randomUUID } from "node:crypto";
 import { type Api, ApiError, type Session } from "../api/client.js";
 import type { Log } from "../log.js";
 import type { Plan } from "../plan/plan.js";
-import { endGroup, isAlive } from "../processes.js";
+import { endGroup, isAlive, isSelf } from "../processes.js";
 import { isEnded, type Metadata } from "../tracking/record.js";
 import type { Passage } from "../tracking/reporter.js";
-import type { RunClaim, RunStore } from "../tracking/store.js";
+import { type RunClaim, type RunStore, otherHost } from "../tracking/store.js";
 import { Tracker } from "../tracking/tracker.js";
 import { Handover } from "./handover.js";
 import { Orchestration, type OrchestrationRecord, type Places, type Screen, type State } from "./orchestration.js";
 import { GOODBYE, digestOf, titleOf } from "./outline.js";
+import { NO_WORKSPACE, Ownership, isKept } from "./ownership.js";
 import { Refusal } from "./refusal.js";
 import { history, newTask, putBack, reconstruct } from "./restore.js";
 
@@ -42,9 +43,6 @@ interface OrchestrationsEvents {
 /** How long an ending is waited for before it is left to the background. */
 const PATIENCE_MS = 5_000;
 
-/** The folder of runs that this extension does not carry out, and so never takes up again. */
-const NO_WORKSPACE = "";
-
 interface Running {
   readonly orchestration: Orchestration;
   readonly claim: RunClaim;
@@ -59,6 +57,7 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
   /** Trackers that outlive their orchestration, until the API knows how it ended. */
   private readonly couriers = new Map<string, { readonly tracker: Tracker; readonly claim: RunClaim }>();
   private readonly handover: Handover;
+  private readonly ownership: Ownership;
 
   constructor(
     private readonly store: RunStore<OrchestrationRecord>,
@@ -66,6 +65,7 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
   ) {
     super();
     this.handover = new Handover(around);
+    this.ownership = new Ownership(store, this.handover);
   }
 
   get all(): Orchestration[] {
@@ -113,7 +113,7 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
       workspace: NO_WORKSPACE,
       tasks: [],
     };
-    const claim = this.claim(run.runId, false);
+    const claim = this.ownership.claim(run.runId);
     this.store.write(run);
     const tracker = this.track(run, claim);
     await this.establish(run, claim, tracker);
@@ -121,17 +121,22 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
     return tracker;
   }
 
-  /** Runs of these folders that nobody drives at the moment, and that have not ended. */
+  /** Runs of these folders that nobody drives at the moment, and with which a person may want to go on. */
   leftBehind(workspaces: readonly string[]): OrchestrationRecord[] {
-    return this.unfinished(workspaces).filter((run) => this.store.owner(run.runId) === undefined);
+    return this.unfinished(workspaces).filter((run) => this.ownership.owner(run) === undefined);
   }
 
-  /** Runs of these folders that another living process drives. */
-  elsewhere(workspaces: readonly string[]): OrchestrationRecord[] {
-    return this.unfinished(workspaces).filter((run) => {
-      const owner = this.store.owner(run.runId);
-      return owner !== undefined && owner.pid !== process.pid;
+  /** Runs of these folders that another process drives, or may drive: on another host, it cannot be seen. */
+  elsewhere(workspaces: readonly string[]): { readonly run: OrchestrationRecord; readonly host: string | undefined }[] {
+    return this.unfinished(workspaces).flatMap((run) => {
+      const owner = this.ownership.owner(run);
+      return owner === undefined || isSelf(owner) ? [] : [{ run, host: otherHost(owner) }];
     });
+  }
+
+  /** Asks the API about the runs whose owners are on other hosts: one that has fallen silent has left its run behind. */
+  async lookAtOtherHosts(): Promise<void> {
+    await this.ownership.lookAtOtherHosts();
   }
 
   /** The sessions that this machine's runs stand for. */
@@ -141,10 +146,10 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
 
   /** Gives up what was left behind: the API hears that it failed, and why. Throws Refusal. */
   async abandon(runId: string, reason: string): Promise<void> {
-    const claim = this.claim(runId, false);
+    const claim = await this.ownership.claimLeftBehind(runId);
     const run = this.store.read(runId);
-    if (run === undefined) {
-      claim.release();
+    if (run === undefined || isKept(run)) {
+      this.store.delete(runId);
       return;
     }
     if (run.child !== undefined) {
@@ -165,9 +170,13 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
   /** Sends what runs that have ended could not report while their window lived. */
   reportFinished(): void {
     for (const run of this.store.list()) {
+      if (this.ownership.isForgotten(run)) {
+        this.store.delete(run.runId);
+        continue;
+      }
       const isDriven = this.running.has(run.runId) || this.couriers.has(run.runId);
       // What another window drives is its own to report, also where its session was deleted and it works on.
-      if (isDriven || this.store.owner(run.runId) !== undefined || isKept(run)) {
+      if (isDriven || this.ownership.owner(run) !== undefined || isKept(run)) {
         continue;
       }
       const isNobodys = run.workspace === NO_WORKSPACE;
@@ -175,7 +184,7 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
         // What was only tracked is for whoever carried it out to go on with; the API finds the session silent.
         this.store.delete(run.runId);
       } else if (isEnded(run.status)) {
-        const claim = this.store.claim(run.runId);
+        const claim = this.ownership.claimToReport(run);
         if (claim !== undefined) {
           this.reportInBackground(run, claim, this.track(run, claim));
         }
@@ -195,7 +204,7 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
       courier.claim.release();
       this.couriers.delete(runId);
     }
-    const claim = this.claim(runId, force);
+    const claim = force ? this.ownership.claim(runId, "anybody") : await this.ownership.claimLeftBehind(runId);
     try {
       const run = this.store.read(runId);
       if (run === undefined) {
@@ -215,7 +224,7 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
       return await this.continue(local.runId, force);
     }
     // The session's id stands in for the run's until there is one, so that two windows do not recover it at once.
-    const turn = this.claim(sessionId, false);
+    const turn = this.ownership.claimTurn(sessionId, force);
     try {
       const api = this.around.api();
       const session = await api.session(sessionId);
@@ -233,7 +242,7 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
         workspace,
         tasks: reconstruct(session, await history(api, session)),
       };
-      const claim = this.claim(run.runId, false);
+      const claim = this.ownership.claim(run.runId);
       try {
         await this.handover.moveOn(run, session, force, () => {
           this.store.write(run);
@@ -288,10 +297,11 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
       tasks: plan.tasks.map((task, index) => newTask(digestOf(task), task, index, plan.tasks.length)),
     };
     run.metadata = { ...this.handover.behind(run, null), workspace, plan_path: plan.path };
-    const claim = this.claim(runId, false);
+    const claim = this.ownership.claim(runId);
     this.store.write(run);
     const tracker = this.track(run, claim);
     await this.establish(run, claim, tracker);
+    this.ownership.dropKept(run);
     return this.drive(run, claim, tracker);
   }
 
@@ -310,6 +320,12 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
       if (error.kind === "refused") {
         this.forget(run, claim, tracker);
         throw new Refusal(`The API refused the session: ${error.message}`);
+      }
+      try {
+        this.ownership.checkAlone(run);
+      } catch (refusal) {
+        this.forget(run, claim, tracker);
+        throw refusal;
       }
       this.around.log.warn(`“${run.title}” begins untracked; what happens will be reported when the API answers.`);
     }
@@ -339,7 +355,10 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
     // A crash may have come between a creation and its answer.
     run.unanswered = true;
     if (run.sessionId === undefined) {
-      // The API has never heard of it: there is nobody to agree with.
+      // The API has never heard of it: there is nobody else to agree with.
+      if (!force) {
+        this.ownership.checkAlone(run);
+      }
       putBack(run);
       return this.drive(run, claim, this.track(run, claim));
     }
@@ -382,19 +401,6 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
       await endGroup(child);
     }
     return this.drive(run, claim, this.track(run, claim));
-  }
-
-  private claim(runId: string, force: boolean): RunClaim {
-    const claim = this.store.claim(runId, force);
-    if (claim === undefined) {
-      const owner = this.store.owner(runId);
-      throw new Refusal(
-        `Another window (process ${String(owner?.pid ?? "unknown")}) is at work on it.`,
-        undefined,
-        true,
-      );
-    }
-    return claim;
   }
 
   private track(run: OrchestrationRecord, claim: RunClaim): Tracker & { readonly run: OrchestrationRecord } {
@@ -485,19 +491,12 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
   }
 
   private unfinished(workspaces: readonly string[]): OrchestrationRecord[] {
-    return this.store
-      .list()
-      .filter(
-        (run) =>
-          run.closed === undefined &&
-          !isEnded(run.status) &&
-          workspaces.includes(run.workspace) &&
-          !this.live.some((orchestration) => orchestration.run.runId === run.runId),
-      );
+    return this.store.list().filter(
+      (run) =>
+        workspaces.includes(run.workspace) &&
+        // Where it was failed by somebody else in this window, its notification has said so.
+        (isKept(run) ? !this.running.has(run.runId) : run.closed === undefined && !isEnded(run.status)) &&
+        !this.live.some((orchestration) => orchestration.run.runId === run.runId),
+    );
   }
-}
-
-/** Whether there may be more to a run that is over than the API knows: who tries it again goes on from here. */
-function isKept(run: OrchestrationRecord): boolean {
-  return run.closed === "failed" && run.workspace !== NO_WORKSPACE;
 }

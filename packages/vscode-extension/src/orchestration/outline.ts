@@ -132,6 +132,13 @@ export function processOf(session: Session): ProcessIdentity | undefined {
     : undefined;
 }
 
+/** The host that the process behind a session says it is on. */
+export function hostBehind(session: Session): string | undefined {
+  const said = session.metadata["process"];
+  const host = processOf(session) !== undefined && isTable(said) ? said["hostname"] : undefined;
+  return typeof host === "string" ? host : undefined;
+}
+
 function asDefinition(value: unknown): TaskDefinition | undefined {
   if (!isTable(value) || typeof value["name"] !== "string" || !isCommand(value["command"])) {
     return undefined;

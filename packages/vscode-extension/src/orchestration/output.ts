@@ -3,7 +3,7 @@ import { readdirSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
 
 /** As long as the API keeps sessions unless it is set up otherwise. */
-const KEPT_MS = 30 * 24 * 3_600_000;
+export const KEPT_MS = 30 * 24 * 3_600_000;
 
 export function outputFile(directory: string, runId: string, taskKey: string): string {
   return join(directory, `${runId}-${taskKey}.log`);

@@ -9,6 +9,7 @@ import type { LeftBehind } from "../settings.js";
 import { since } from "../words.js";
 import type { OrchestrationRecord } from "./orchestration.js";
 import type { Orchestrations } from "./orchestrations.js";
+import { isKept } from "./ownership.js";
 import { Refusal } from "./refusal.js";
 import { presenceBehind, titleOf } from "./outline.js";
 
@@ -118,10 +119,10 @@ export class Recovery implements vscode.Disposable {
         await this.continue(run);
       } else if (!this.offered.has(run.runId)) {
         this.offered.add(run.runId);
-        this.around.log.info(`“${run.title}” was left behind at ${progress(run)}.`);
+        this.around.log.info(`“${run.title}” ${fate(run)}.`);
         const wish = this.around.wish();
-        // What a person has paused is for a person to resume.
-        if (wish === "continue" && run.isPausedByPerson !== true) {
+        // What a person has paused, or failed, is for a person to resume.
+        if (wish === "continue" && run.isPausedByPerson !== true && !isKept(run)) {
           await this.continue(run);
         } else if (wish !== "leave") {
           void this.offer(run);
@@ -129,30 +130,33 @@ export class Recovery implements vscode.Disposable {
       }
     }
     const now = Date.now();
-    for (const run of this.orchestrations.elsewhere(workspaces)) {
+    for (const { run, host } of this.orchestrations.elsewhere(workspaces)) {
       const firstSeen = this.firstSeenElsewhere.get(run.runId) ?? now;
       this.firstSeenElsewhere.set(run.runId, firstSeen);
       if (now - firstSeen >= PATIENCE_WITH_OWNERS_MS && !this.offered.has(`elsewhere:${run.runId}`)) {
         this.offered.add(`elsewhere:${run.runId}`);
-        void this.offerTakeover(run);
+        void this.offerTakeover(run, host);
       }
     }
   }
 
   private async offer(run: OrchestrationRecord): Promise<void> {
-    const answer = await vscode.window.showInformationMessage(
-      `“${run.title}” was left behind at ${progress(run)}.`,
-      "Continue",
-      "Not Now",
-    );
-    if (answer === "Continue") {
+    const [goOn, leave] = isKept(run) ? ["Try Again", "Give Up"] : ["Continue", "Not Now"];
+    const answer = await vscode.window.showInformationMessage(`“${run.title}” ${fate(run)}.`, goOn, leave);
+    if (answer === goOn) {
       await this.continue(run);
+    } else if (answer === "Give Up") {
+      await this.orchestrations.abandon(run.runId, "given up").catch((error: unknown) => {
+        this.around.log.warn(`“${run.title}” is not given up: ${String(error)}`);
+      });
     }
   }
 
-  private async offerTakeover(run: OrchestrationRecord): Promise<void> {
+  private async offerTakeover(run: OrchestrationRecord, host: string | undefined): Promise<void> {
     const answer = await vscode.window.showInformationMessage(
-      `“${run.title}” of this folder is at work in another window, or in one that was closed and lives on.`,
+      host === undefined
+        ? `“${run.title}” of this folder is at work in another window, or in one that was closed and lives on.`
+        : `“${run.title}” of this folder may be at work on ${host}: its process cannot be seen from here.`,
       "Take Over",
       "Leave It There",
     );
@@ -162,7 +166,13 @@ export class Recovery implements vscode.Disposable {
   }
 
   private async lookAtApi(): Promise<void> {
-    if (!(await this.around.hasKey()) || this.around.wish() === "leave") {
+    if (!(await this.around.hasKey())) {
+      return;
+    }
+    await this.orchestrations.lookAtOtherHosts();
+    // What they have left behind.
+    await this.lookHere();
+    if (this.around.wish() === "leave") {
       return;
     }
     const projects = await this.around.projects();
@@ -212,6 +222,13 @@ export class Recovery implements vscode.Disposable {
   private isDisposed(): boolean {
     return this.disposed;
   }
+}
+
+/** What became of a run with which nobody goes on. */
+function fate(run: OrchestrationRecord): string {
+  return isKept(run)
+    ? `was marked as failed by somebody else at ${progress(run)}`
+    : `was left behind at ${progress(run)}`;
 }
 
 function progress(run: OrchestrationRecord): string {

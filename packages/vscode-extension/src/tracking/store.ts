@@ -1,20 +1,37 @@
 /**
  * Runs on disk, one file each, in a directory that outlives extension hosts, windows and browser profiles, and
- * claims on them: at any moment at most one process drives a run.
+ * claims on them: at any moment at most one process drives a run. Several hosts may share the directory, as they do
+ * where a home directory is on the network.
  */
 import { randomUUID } from "node:crypto";
-import { linkSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { linkSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { hostname } from "node:os";
 import { join } from "node:path";
-import { type ProcessIdentity, isAlive, self } from "../processes.js";
+import { type ProcessIdentity, isAlive, presence, self } from "../processes.js";
 
 interface Identified {
   readonly version: 1;
   readonly runId: string;
 }
 
-/** The owner of a claim. The nonce tells two owners within one process apart. */
-interface Claim extends ProcessIdentity {
+/** The owner of a claim. */
+export interface Owner extends ProcessIdentity {
+  /** Tells two owners within one process apart. */
   readonly nonce: string;
+  /** Missing in a claim of an earlier version. */
+  readonly hostname?: string;
+}
+
+/**
+ * The other host that an owner is on; undefined where it is on this one. What cannot be seen on this very host ended
+ * when the system did, or its container; on another one it may live.
+ */
+export function otherHost(owner: Owner): string | undefined {
+  return presence(owner) === "unseen" && owner.hostname !== hostname() ? owner.hostname : undefined;
+}
+
+function mayLive(owner: Owner): boolean {
+  return isAlive(owner) || otherHost(owner) !== undefined;
 }
 
 export class RunStore<T extends Identified> {
@@ -49,21 +66,26 @@ export class RunStore<T extends Identified> {
     rmSync(this.path(runId, "claim"), { force: true });
   }
 
-  /** The living process that drives a run. */
-  owner(runId: string): ProcessIdentity | undefined {
-    const claim = this.readClaim(runId);
-    return claim !== undefined && isAlive(claim) ? claim : undefined;
+  /** When a run was last written, in milliseconds. */
+  writtenAt(runId: string): number {
+    return statSync(this.path(runId, "json"), { throwIfNoEntry: false })?.mtimeMs ?? Date.now();
+  }
+
+  /** The process that drives a run: it lives, or is on another host and may live. */
+  owner(runId: string): Owner | undefined {
+    const owner = this.readClaim(runId);
+    return owner !== undefined && mayLive(owner) ? owner : undefined;
   }
 
   /**
-   * Makes the caller the only one to drive a run; undefined where a living process has it. With `force` that process
-   * is overruled: it finds out by `RunClaim.held`.
+   * Makes the caller the only one to drive a run; undefined where another process has it. The one that is overruled
+   * finds out by `RunClaim.held`.
    */
-  claim(runId: string, force = false): RunClaim | undefined {
-    const mine: Claim = { ...self(), nonce: randomUUID() };
+  claim(runId: string, overruled?: Owner | "anybody"): RunClaim | undefined {
+    const mine: Owner = { ...self(), hostname: hostname(), nonce: randomUUID() };
     const path = this.path(runId, "claim");
     const claim = new RunClaim(() => this.readClaim(runId)?.nonce === mine.nonce, path);
-    if (force) {
+    if (overruled === "anybody") {
       replace(path, JSON.stringify(mine));
       return claim;
     }
@@ -80,10 +102,10 @@ export class RunStore<T extends Identified> {
           return claim;
         }
         const holder = this.readClaim(runId);
-        if (holder !== undefined && isAlive(holder)) {
+        if (holder !== undefined && mayLive(holder) && holder.nonce !== overruled?.nonce) {
           return undefined;
         }
-        this.removeDead(path, mine.nonce, holder);
+        this.remove(path, mine.nonce, holder);
       }
       return undefined;
     } finally {
@@ -91,8 +113,8 @@ export class RunStore<T extends Identified> {
     }
   }
 
-  /** Moves a dead owner's claim aside; one that was laid down in the meantime is put back. */
-  private removeDead(path: string, nonce: string, dead: Claim | undefined): void {
+  /** Moves an owner's claim aside; one that was laid down in the meantime is put back. */
+  private remove(path: string, nonce: string, owner: Owner | undefined): void {
     const aside = `${path}.${nonce}.dead`;
     if (
       !succeeds(() => {
@@ -101,7 +123,7 @@ export class RunStore<T extends Identified> {
     ) {
       return;
     }
-    if (parseClaim(aside)?.nonce !== dead?.nonce) {
+    if (parseClaim(aside)?.nonce !== owner?.nonce) {
       succeeds(() => {
         linkSync(aside, path);
       });
@@ -109,7 +131,7 @@ export class RunStore<T extends Identified> {
     rmSync(aside, { force: true });
   }
 
-  private readClaim(runId: string): Claim | undefined {
+  private readClaim(runId: string): Owner | undefined {
     return parseClaim(this.path(runId, "claim"));
   }
 
@@ -136,11 +158,11 @@ export class RunClaim {
   }
 }
 
-function parseClaim(path: string): Claim | undefined {
+function parseClaim(path: string): Owner | undefined {
   try {
-    const claim = JSON.parse(readFileSync(path, "utf8")) as Partial<Claim>;
+    const claim = JSON.parse(readFileSync(path, "utf8")) as Partial<Owner>;
     return typeof claim.pid === "number" && typeof claim.started === "string" && typeof claim.nonce === "string"
-      ? (claim as Claim)
+      ? (claim as Owner)
       : undefined;
   } catch {
     return undefined;

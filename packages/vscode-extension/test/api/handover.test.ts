@@ -1,8 +1,9 @@
 /** Who may take up whose work, with the real API to say so: put down, left behind, of others, or ended by somebody else. */
-import { existsSync } from "node:fs";
+import { existsSync, readFileSync, readdirSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { beforeAll, describe, expect, test } from "vitest";
+import { afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import type { Session } from "../../src/api/client.js";
+import type { Orchestration } from "../../src/orchestration/orchestration.js";
 import { Refusal } from "../../src/orchestration/refusal.js";
 import { CommandLine } from "../rig/commandLine.js";
 import { Host } from "../rig/host.js";
@@ -180,6 +181,150 @@ describe("a run with which nobody else goes on", () => {
     open("second");
     await until("it is over", () => orchestration.isOver);
     expect(orchestration.state).toBe("completed");
+  });
+});
+
+describe("a run that an operator has failed", () => {
+  /** One of this project, in the middle of its first task. */
+  async function failed(): Promise<string> {
+    const orchestration = await host.start(project, [gated("first")]);
+    await begun("first");
+    await until("everything is reported", () => orchestration.tracker.isSettled);
+    await backend.api().markFailed(orchestration.run.sessionId ?? "", "not tonight");
+    orchestration.tracker.beat();
+    await until("it is over", () => orchestration.run.closed === "failed" && orchestration.isOver);
+    return orchestration.run.runId;
+  }
+
+  test("is offered by the next window until it is given up, begun anew, or too old", async () => {
+    const next = new Host(backend.url, backend.key, host.machineId, host.directory);
+    const offers = ({ orchestrations }: Host): string[] => {
+      orchestrations.reportFinished();
+      return orchestrations.leftBehind([host.workspace]).map(({ runId }) => runId);
+    };
+    const kept = (): string[] => readdirSync(host.runs);
+
+    const first = await failed();
+    // In its own window, a notification has said so.
+    expect([offers(host), offers(next)]).toEqual([[], [first]]);
+    await next.orchestrations.abandon(first, "given up");
+    expect([offers(next), kept()]).toEqual([[], []]);
+
+    expect(offers(next)).toEqual([]);
+    const second = await failed();
+    expect(offers(next)).toEqual([second]);
+    await ended(await host.start(project, [{ name: "anew", command: "true" }]));
+    expect([offers(next), kept()]).toEqual([[], []]);
+
+    const third = await failed();
+    expect(offers(next)).toEqual([third]);
+    const monthAgo = new Date(Date.now() - 31 * 24 * 3_600_000);
+    utimesSync(join(host.runs, `${third}.json`), monthAgo, monthAgo);
+    expect([offers(next), kept()]).toEqual([[], []]);
+  });
+});
+
+describe("another window of this machine", () => {
+  test("does not begin a plan of a project that is at work, although the API cannot say so", async () => {
+    host.key = "not-the-key";
+    const orchestration = await host.start(project, [gated("first")]);
+    await begun("first");
+    const second = new Host(backend.url, host.key, host.machineId, host.directory);
+    await expect(second.start(project, [gated("first")])).rejects.toThrow(`at work on project ${project}`);
+    expect(readdirSync(host.runs).filter((name) => name.endsWith(".json"))).toEqual([
+      `${orchestration.run.runId}.json`,
+    ]);
+    host.key = backend.key;
+    host.orchestrations.reconnect();
+    open("first");
+    await ended(orchestration);
+    expect(await backend.sessionsOf(project)).toHaveLength(1);
+  });
+});
+
+describe("a run of another host that shares the home directory", () => {
+  const elsewhere = { place: "another system", hostname: "another-host" };
+  let here: Host;
+  const claimOf = ({ run }: Orchestration): string => join(host.runs, `${run.runId}.claim`);
+
+  beforeEach(() => {
+    here = new Host(backend.url, backend.key, host.machineId, host.directory);
+  });
+
+  afterEach(async () => {
+    await here.stop();
+  });
+
+  /** A plan in its first task, as it looks from here: its process cannot be seen. */
+  async function begunThere(): Promise<{ readonly orchestration: Orchestration; readonly sessionId: string }> {
+    const orchestration = await host.start(project, [gated("first"), gated("second")]);
+    await begun("first");
+    await until("everything is reported", () => orchestration.tracker.isSettled);
+    const claim = claimOf(orchestration);
+    const owner = JSON.parse(readFileSync(claim, "utf8")) as object;
+    writeFileSync(claim, JSON.stringify({ ...owner, ...elsewhere }));
+    const { session_id: sessionId, metadata } = await sessionOf(orchestration);
+    await backend.api().patchSession(sessionId, {
+      metadata: { process: { ...(metadata["process"] as object), ...elsewhere } },
+    });
+    return { orchestration, sessionId };
+  }
+
+  /** Which runs are offered here, as left behind and as at work elsewhere, once the API has been asked. */
+  async function offers(): Promise<object> {
+    await here.orchestrations.lookAtOtherHosts();
+    return {
+      leftBehind: here.orchestrations.leftBehind([host.workspace]).map(({ runId }) => runId),
+      elsewhere: here.orchestrations
+        .elsewhere([host.workspace])
+        .map(({ run, host: name }) => `${run.runId} ${name ?? ""}`),
+    };
+  }
+
+  test("is not taken while it heartbeats, and is left behind once the API finds it silent", async () => {
+    const { orchestration, sessionId } = await begunThere();
+    const { runId } = orchestration.run;
+    const refusal = { canOverrule: true, message: expect.stringContaining("It is active on another-host") as string };
+    expect(await offers()).toEqual({ leftBehind: [], elsewhere: [`${runId} another-host`] });
+    await expect(here.orchestrations.continue(runId)).rejects.toMatchObject(refusal);
+
+    await backend.api().markStalled(sessionId);
+    expect(await offers()).toEqual({ leftBehind: [runId], elsewhere: [] });
+    // It had only slept.
+    orchestration.tracker.beat();
+    await until("it is active", async () => (await backend.api().session(sessionId)).status === "active");
+    await expect(here.orchestrations.continue(runId)).rejects.toMatchObject(refusal);
+    expect(orchestration.state).toBe("running");
+
+    await backend.api().markStalled(sessionId);
+    const next = await here.orchestrations.continue(runId);
+    await until("the other one stops", () => orchestration.state === "replaced");
+    for (const name of ["first", "second"]) {
+      await begun(name);
+      open(name);
+    }
+    await until("it is over", () => next.isOver);
+    await here.reported(next);
+    expect(await sessionOf(next)).toMatchObject({ status: "completed", recovered_from: sessionId });
+  });
+
+  test("is reported from here where it ended unheard, and its host has fallen silent", async () => {
+    const { orchestration, sessionId } = await begunThere();
+    host.url = NOWHERE;
+    open("first");
+    await begun("second");
+    open("second");
+    await until("it is over", () => orchestration.isOver);
+    await here.orchestrations.lookAtOtherHosts();
+    here.orchestrations.reportFinished();
+    expect(readFileSync(claimOf(orchestration), "utf8")).toContain("another-host");
+    expect(await backend.api().session(sessionId)).toMatchObject({ status: "active" });
+
+    await backend.api().markStalled(sessionId);
+    await here.orchestrations.lookAtOtherHosts();
+    here.orchestrations.reportFinished();
+    await until("the API knows", async () => (await backend.api().session(sessionId)).status === "completed");
+    expect((await tasksOf(orchestration)).map(({ status }) => status)).toEqual(["completed", "completed"]);
   });
 });
 

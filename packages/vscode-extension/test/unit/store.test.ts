@@ -1,11 +1,11 @@
 import { fork, spawn, type ChildProcess } from "node:child_process";
 import { mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { hostname, tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { machineId } from "../../src/machine.js";
-import { endGroup, identify, isAlive, presence, self } from "../../src/processes.js";
-import { RunStore } from "../../src/tracking/store.js";
+import { endGroup, identify, isAlive, isSelf, presence, self } from "../../src/processes.js";
+import { RunStore, otherHost } from "../../src/tracking/store.js";
 import { until } from "../rig/until.js";
 
 let directory: string;
@@ -49,16 +49,40 @@ describe("a claim", () => {
     expect(store().claim("r")?.held).toBe(true);
 
     const overruled = store().claim("q");
-    const winner = store().claim("q", true);
+    const winner = store().claim("q", "anybody");
     expect([overruled?.held, winner?.held]).toEqual([false, true]);
     overruled?.release();
     expect(winner?.held).toBe(true);
   });
 
-  test("left by a process of an earlier boot is nobody's", () => {
+  test.each([
+    ["says this host", { hostname: hostname() }],
+    ["does not say which host", {}],
+  ])("left by a process of an earlier boot is nobody's where it %s", (_, host) => {
     store();
-    writeFileSync(join(directory, "r.claim"), JSON.stringify({ ...self(), place: "an earlier boot", nonce: "theirs" }));
+    const left = { ...self(), place: "an earlier boot", nonce: "theirs", ...host };
+    writeFileSync(join(directory, "r.claim"), JSON.stringify(left));
+    expect(store().owner("r")).toBeUndefined();
     expect(store().claim("r")?.held).toBe(true);
+    expect(store().owner("r")).toMatchObject({ pid: process.pid, hostname: hostname() });
+  });
+
+  test("of another host that shares the directory is left alone, until that very owner is known to be gone", () => {
+    store();
+    const theirs = { ...self(), place: "another system", hostname: "another-host", nonce: "theirs" };
+    writeFileSync(join(directory, "r.claim"), JSON.stringify(theirs));
+    expect(store().claim("r")).toBeUndefined();
+    const owner = store().owner("r");
+    expect(owner).toEqual(theirs);
+    expect(owner && otherHost(owner)).toBe("another-host");
+    // The same process id here means nothing.
+    expect(owner && isSelf(owner)).toBe(false);
+
+    const mine = store().claim("r", owner);
+    expect(mine?.held).toBe(true);
+    // Whoever has taken it in the meantime is not meant.
+    expect(store().claim("r", owner)).toBeUndefined();
+    expect(mine?.held).toBe(true);
   });
 
   test("that is not readable is nobody's", () => {

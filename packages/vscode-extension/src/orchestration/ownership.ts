@@ -1,0 +1,135 @@
+/**
+ * Whose the runs on disk are. Several windows share them, and several hosts where a home directory is on the network:
+ * of an owner on another host nothing can be seen, and only the API tells whether it has fallen silent.
+ */
+import { existsSync } from "node:fs";
+import { ApiError } from "../api/client.js";
+import { isAlive, isSelf } from "../processes.js";
+import { type Owner, type RunClaim, type RunStore, otherHost } from "../tracking/store.js";
+import type { Handover } from "./handover.js";
+import type { OrchestrationRecord } from "./orchestration.js";
+import { KEPT_MS } from "./output.js";
+import { Refusal } from "./refusal.js";
+
+/** The folder of runs that this extension does not carry out, and so never takes up again. */
+export const NO_WORKSPACE = "";
+
+/** Whether there may be more to a run that is over than the API knows: who tries it again goes on from here. */
+export function isKept(run: OrchestrationRecord): boolean {
+  return run.closed === "failed" && run.workspace !== NO_WORKSPACE;
+}
+
+export class Ownership {
+  /** Owners on other hosts that were gone when the API was last asked about them, by their nonces. */
+  private silent: ReadonlySet<string> = new Set();
+
+  constructor(
+    private readonly store: RunStore<OrchestrationRecord>,
+    private readonly handover: Handover,
+  ) {}
+
+  /** The process that drives a run, or may do so: none that is known to be gone. */
+  owner({ runId }: OrchestrationRecord): Owner | undefined {
+    const owner = this.store.owner(runId);
+    return owner === undefined || this.silent.has(owner.nonce) ? undefined : owner;
+  }
+
+  /** The claim on a run. Throws Refusal where another process has it. */
+  claim(runId: string, overruled?: Owner | "anybody"): RunClaim {
+    const claim = this.store.claim(runId, overruled);
+    if (claim === undefined) {
+      throw new Refusal(`${subject(this.store.owner(runId))} at work on it.`, undefined, true);
+    }
+    return claim;
+  }
+
+  /** The same for a run that nobody drives: an owner on another host is asked about. Throws Refusal or ApiError. */
+  async claimLeftBehind(runId: string): Promise<RunClaim> {
+    const owner = this.store.owner(runId);
+    const sessionId = this.store.read(runId)?.sessionId;
+    if (owner === undefined || otherHost(owner) === undefined || sessionId === undefined) {
+      return this.claim(runId);
+    }
+    await this.handover.checkSilence(sessionId);
+    return this.claim(runId, owner);
+  }
+
+  /** The claim on what a run that has ended has still to report; undefined where it is another process's to do. */
+  claimToReport(run: OrchestrationRecord): RunClaim | undefined {
+    const owner = this.store.owner(run.runId);
+    return this.store.claim(run.runId, owner !== undefined && this.silent.has(owner.nonce) ? owner : undefined);
+  }
+
+  /** The claim on the right to recover a session. */
+  claimTurn(sessionId: string, force: boolean): RunClaim {
+    const owner = this.store.owner(sessionId);
+    // Where another host went down in its turn, nothing but a person's word ends it.
+    return this.claim(sessionId, force && owner !== undefined && otherHost(owner) !== undefined ? owner : undefined);
+  }
+
+  /** Asks the API about the runs whose owners are on other hosts: one that has fallen silent has left its run behind. */
+  async lookAtOtherHosts(): Promise<void> {
+    const silent = new Set<string>();
+    for (const run of this.store.list()) {
+      const owner = this.store.owner(run.runId);
+      if (owner !== undefined && otherHost(owner) !== undefined && (await this.isSilent(run))) {
+        silent.add(owner.nonce);
+      }
+    }
+    this.silent = silent;
+  }
+
+  /** While the API does not say who is at work on a project, the runs on disk do. Throws Refusal. */
+  checkAlone({ runId, projectId, machineId }: OrchestrationRecord): void {
+    for (const other of this.store.list()) {
+      const isOfProject = other.projectId === projectId && other.machineId === machineId && other.runId !== runId;
+      const owner = isOfProject && other.status === "active" ? this.owner(other) : undefined;
+      if (owner !== undefined) {
+        throw new Refusal(`${subject(owner)} at work on project ${projectId}.`);
+      }
+    }
+  }
+
+  /** A plan that is begun anew will not be gone on with where an operator had ended it. */
+  dropKept({ projectId, workspace }: OrchestrationRecord): void {
+    for (const run of this.store.list()) {
+      if (isKept(run) && run.projectId === projectId && run.workspace === workspace && this.owner(run) === undefined) {
+        this.store.delete(run.runId);
+      }
+    }
+  }
+
+  /** Whether a run that nobody will go on with is older than all that is kept of it elsewhere. */
+  isForgotten(run: OrchestrationRecord): boolean {
+    const isOver = run.closed !== undefined || !(run.workspace === NO_WORKSPACE || existsSync(run.workspace));
+    const owner = this.store.owner(run.runId);
+    return isOver && Date.now() - this.store.writtenAt(run.runId) > KEPT_MS && (owner === undefined || !isAlive(owner));
+  }
+
+  private async isSilent({ sessionId }: OrchestrationRecord): Promise<boolean> {
+    if (sessionId === undefined) {
+      return false;
+    }
+    try {
+      await this.handover.checkSilence(sessionId);
+      return true;
+    } catch (error) {
+      if (error instanceof Refusal || ApiError.from(error).kind === "refused") {
+        return false;
+      }
+      throw error;
+    }
+  }
+}
+
+/** An owner, as the beginning of a sentence about what it does. */
+function subject(owner: Owner | undefined): string {
+  if (owner !== undefined && isSelf(owner)) {
+    return "This window is";
+  }
+  const process = `process ${String(owner?.pid ?? "unknown")}`;
+  const host = owner === undefined ? undefined : otherHost(owner);
+  return host === undefined
+    ? `Another window (${process}) is`
+    : `A window on ${host} (${process}), which cannot be seen from here, may be`;
+}
