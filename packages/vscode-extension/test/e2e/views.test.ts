@@ -5,7 +5,7 @@ import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import { Backend } from "../rig/backend.js";
 import { Editor } from "../rig/editor.js";
 import { explain } from "../rig/explain.js";
-import { Gates } from "../rig/plans.js";
+import { Gates, gatedPlan } from "../rig/plans.js";
 import { until } from "../rig/until.js";
 import type { Window } from "../rig/window.js";
 
@@ -41,7 +41,8 @@ echo "214 passed in 9.41 s"
 until [ -e .open-tests ]; do sleep 0.1; done
 echo tests >> .done
 `,
-  "scripts-notes.sh": `echo "Reading the commits since v2.3.0 ..."
+  "scripts-notes.sh": `echo $$ notes >> .begun
+echo "Reading the commits since v2.3.0 ..."
 echo "31 commits by 6 people"
 until [ -e .open-notes ]; do sleep 0.1; done
 `,
@@ -83,11 +84,14 @@ const THEMES = { dark: "Default Dark Modern", light: "Default Light Modern" } as
 /** What is shown in a dark window, in a light one as well; the window is dark again afterwards. */
 async function pictures(shown: Window, name: string): Promise<void> {
   await picture(shown, `${name}-dark`);
-  await editor.configure({}, { "workbench.colorTheme": THEMES.light });
-  await shown.page.locator(".monaco-workbench.vs").waitFor();
+  await wear(shown, "light");
   await picture(shown, `${name}-light`);
-  await editor.configure({}, { "workbench.colorTheme": THEMES.dark });
-  await shown.page.locator(".monaco-workbench.vs-dark").waitFor();
+  await wear(shown, "dark");
+}
+
+async function wear(shown: Window, theme: keyof typeof THEMES): Promise<void> {
+  await editor.configure({}, { "workbench.colorTheme": THEMES[theme] });
+  await shown.page.locator(theme === "dark" ? ".monaco-workbench.vs-dark" : ".monaco-workbench.vs").waitFor();
 }
 
 /** Machines and sessions of others, in every state. */
@@ -161,85 +165,108 @@ test("the first start says what to do: set a key, then begin", async () => {
   await pictures(window, "walkthrough");
 });
 
-test.each(Object.entries(THEMES))(
-  "an orchestration at work among those of others, in a %s theme",
-  async (name, theme) => {
-    if (name === "dark") {
-      await populate();
+test("an orchestration at work among those of others, in a dark and in a light theme", async () => {
+  await populate();
+  const folder = await editor.folder(FILES);
+  const gates = new Gates(folder, ".");
+  window = await editor.open(folder);
+  await window.setKey(backend.key);
+  await window.showView();
+  await window.start("Release 2.4");
+  await window.page.locator(".xterm-screen").first().waitFor();
+  gates.open("tests");
+  await until("the first task is done", () => gates.done.length === 1);
+  await window.treeRow("Write the release notes").waitFor();
+  await window.treeRow("translations").click();
+  await until("its tasks are shown", async () => {
+    if (await window?.treeRow("Translate to French").isVisible()) {
+      return true;
     }
-    await editor.configure({}, { "workbench.colorTheme": theme });
-    const folder = await editor.folder({ ...FILES, "plan.toml": PLAN.replace("acme/webshop", `acme/webshop-${name}`) });
-    const gates = new Gates(folder, ".");
-    window = await editor.open(folder);
-    await window.setKey(backend.key);
-    await window.showView();
-    await window.start("Release 2.4");
-    await window.page.locator(".xterm-screen").first().waitFor();
-    gates.open("tests");
-    await until("the first task is done", () => gates.done.length === 1);
-    await window.treeRow("Write the release notes").waitFor();
-    await window.treeRow("translations").click();
-    await until("its tasks are shown", async () => {
-      if (await window?.treeRow("Translate to French").isVisible()) {
-        return true;
-      }
-      await window?.page.keyboard.press("ArrowRight");
-      return false;
-    });
-    await window.treeRow("dependency-updates").waitFor();
-    await until("the tree shows the task at work", async () =>
-      (await window?.treeRow("Write the release notes").getAttribute("aria-label"))?.includes("in progress"),
+    await window?.page.keyboard.press("ArrowRight");
+    return false;
+  });
+  await window.treeRow("dependency-updates").waitFor();
+  await until("the tree shows the task at work", async () =>
+    (await window?.treeRow("Write the release notes").getAttribute("aria-label"))?.includes("in progress"),
+  );
+  // The session is looked for as soon as it exists, and the machine is registered with it.
+  await until("the tree shows the session itself", async () => {
+    const [machine, session] = await Promise.all(
+      ["ada-laptop", "Release 2.4"].map(async (row) => (await window?.treeRow(row).textContent()) ?? ""),
     );
-    // The session is looked for as soon as it exists, and the machine is registered with it.
-    await until("the tree shows the session itself", async () => {
-      const [machine, session] = await Promise.all(
-        ["ada-laptop", "Release 2.4"].map(async (row) => (await window?.treeRow(row).textContent()) ?? ""),
-      );
-      return machine?.includes("this machine · 1 live") === true && session?.includes("♥") === true;
-    });
-    expect(await window.treeRow("translations").textContent()).toContain("stalled");
-    expect(await window.treeRow("dependency-updates").textContent()).toContain("failed");
-    await until("the status bar says so", async () => /Release 2\.4\s+task 2\/4/.test((await window?.status()) ?? ""));
-    await picture(window, `running-${name}`);
+    return machine?.includes("this machine · 1 live") === true && session?.includes("♥") === true;
+  });
+  expect(await window.treeRow("translations").textContent()).toContain("stalled");
+  expect(await window.treeRow("dependency-updates").textContent()).toContain("failed");
+  await until("the status bar says so", async () => /Release 2\.4\s+task 2\/4/.test((await window?.status()) ?? ""));
+  await pictures(window, "running");
 
-    await window.treeRow("translations").click();
-    await window.page.keyboard.press("Shift+F10");
-    await window.page.getByRole("menuitem", { name: "Recover Session" }).waitFor();
-    await picture(window, `menu-${name}`);
-    await window.page.keyboard.press("Escape");
-    await window.page.getByRole("menuitem", { name: "Recover Session" }).waitFor({ state: "detached" });
-    if (name === "dark") {
-      await window.command("Claude Projects: Show Actions");
-      await window.quickInput("Claude Projects");
-      await pictures(window, "actions");
-      await window.dismiss();
-      await window.command("Claude Projects: Open Settings");
-      // Most of them belong to the machine, which is a remote one here.
-      await window.page.getByText(/^Remote \[/).click();
-      await window.page.getByText("Heartbeat Interval Seconds").first().waitFor();
-      await pictures(window, "settings");
-      await window.command("View: Close All Editors");
-      await window.command("Claude Projects: Show Log");
-      await window.page.getByText("tracks “Release 2.4”").first().waitFor();
-      await pictures(window, "log");
-      await window.command("Claude Projects: Show Terminal");
-      await window.page.locator(".terminal-wrapper.active").waitFor();
-    }
+  await window.treeRow("translations").click();
+  await window.page.keyboard.press("Shift+F10");
+  await window.page.getByRole("menuitem", { name: "Recover Session" }).waitFor();
+  await pictures(window, "menu");
+  await window.page.keyboard.press("Escape");
+  await window.page.getByRole("menuitem", { name: "Recover Session" }).waitFor({ state: "detached" });
+  await window.command("Claude Projects: Show Actions");
+  await window.quickInput("Claude Projects");
+  await pictures(window, "actions");
+  await window.dismiss();
+  await window.command("Claude Projects: Open Settings");
+  // Most of them belong to the machine, which is a remote one here.
+  await window.page.getByText(/^Remote \[/).click();
+  await window.page.getByText("Heartbeat Interval Seconds").first().waitFor();
+  await pictures(window, "settings");
+  await window.command("View: Close All Editors");
+  await window.command("Claude Projects: Show Log");
+  await window.page.getByText("tracks “Release 2.4”").first().waitFor();
+  await pictures(window, "log");
+  await window.command("Claude Projects: Show Terminal");
+  await window.page.locator(".terminal-wrapper.active").waitFor();
 
-    process.kill(window.host, "SIGKILL");
+  for (const name of ["light", "dark"] as const) {
+    await wear(window, name);
+    const { length } = gates.begun;
+    editor.hosts().forEach((host) => process.kill(host, "SIGKILL"));
     await window.notification("was left behind at task 2 of 4").waitFor();
     // The view is filled again, and the notification has come to rest.
     await window.treeRow("build-01").waitFor();
     await window.page.locator(".notification-fade-in-done", { hasText: "was left behind" }).waitFor();
     await picture(window, `left-behind-${name}`);
     await window.press("was left behind", "Continue");
-    gates.open("notes", "changelog");
-    // There is no repository here: the last task fails, and its notification says why.
-    await window.notification("Tag the release").waitFor();
-    await window.treeRow("3/4 · failed").waitFor();
-    await picture(window, `failed-${name}`);
-  },
-);
+    await until("it is at work again", () => gates.begun.length > length);
+  }
+  gates.open("notes", "changelog");
+  // There is no repository here: the last task fails, and its notification says why.
+  await window.notification("Tag the release").waitFor();
+  await window.treeRow("3/4 · failed").waitFor();
+  await pictures(window, "failed");
+});
+
+test("4.3.e: a wrong key is a notification with a button that puts it right, and the work goes on", async () => {
+  const folder = await editor.folder({ "plan.toml": gatedPlan("key", "Wrong Key", ["first", "second"]) });
+  const gates = new Gates(folder);
+  const shown = (window = await editor.open(folder));
+  await shown.setKey("00000000-0000-4000-8000-000000000000");
+  await shown.start("Wrong Key");
+  await shown.notification("Invalid API key").waitFor();
+  await until("the first task has begun all the same", () => gates.begun.length === 1);
+  await until("the status bar says so", async () => (await shown.status()).includes("key refused"));
+  gates.open("first");
+  await until("the second task has begun", () => gates.begun.length === 2);
+  expect(await backend.sessionsOf("key")).toHaveLength(0);
+
+  await shown.press("Invalid API key", "Set API Key");
+  await shown.quickInput("API Key of the State Tracking API");
+  await shown.answer(backend.key);
+  const session = await until("there is a session", async () => (await backend.sessionsOf("key"))[0]);
+  await until("what was missed is reported", async () => {
+    const statuses = (await backend.tasksOf(session.session_id)).map(({ status }) => status);
+    return JSON.stringify(statuses) === '["completed","in_progress"]';
+  });
+  gates.open("second");
+  await until("the session is completed", async () => (await backend.sessionsOf("key"))[0]?.status === "completed");
+  expect(await editor.log()).not.toContain(backend.key);
+});
 
 test("an API that is away is said, with the last picture of the sessions and the time of the last heartbeat", async () => {
   const folder = await editor.folder({ ...FILES, "plan.toml": PLAN.replace("acme/webshop", "acme/offline") });
@@ -255,7 +282,7 @@ test("an API that is away is said, with the last picture of the sessions and the
       .first()
       .waitFor();
     await until("the status bar says so", async () => /API away\s+\d+ s/.test((await window?.status()) ?? ""));
-    await picture(window, "offline");
+    await pictures(window, "offline");
   } finally {
     await backend.up();
   }

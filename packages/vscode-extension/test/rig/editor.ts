@@ -2,20 +2,24 @@
  * A real VS Code: its server in a process group of its own, with nothing of the user's, and a browser that drives it.
  * The server can be killed and started again on the same data; a window can be left without its host being ended.
  */
-import { type ChildProcess, execFileSync, spawn } from "node:child_process";
+import { type ChildProcess, execFile, execFileSync, spawn } from "node:child_process";
 import { randomUUID } from "node:crypto";
 import { readFileSync, readdirSync } from "node:fs";
-import { mkdir, mkdtemp, readFile, readdir, rm, writeFile } from "node:fs/promises";
+import { cp, mkdir, mkdtemp, readFile, readdir, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
-import { type Browser, type BrowserContext, type LaunchOptions, chromium } from "playwright-core";
+import { promisify } from "node:util";
+import { type Browser, type BrowserContext, type LaunchOptions, type Page, chromium } from "playwright-core";
 import { identify } from "../../src/processes.js";
 import { freePort } from "./backend.js";
 import { until } from "./until.js";
 import { Window } from "./window.js";
 
 const PACKAGE = join(import.meta.dirname, "../..");
-const CODE_SERVER = join(PACKAGE, "../../.cache/code-server/node_modules/code-server/lib/vscode/out/server-main.js");
+const VSCODE = join(PACKAGE, "../../.cache/code-server/node_modules/code-server/lib/vscode");
+const CODE_SERVER = join(VSCODE, "out/server-main.js");
+/** Of the extensions that VS Code brings along, those that can be seen: the others take longer to start than it does. */
+const BUILT_IN = ["theme-defaults", "theme-seti"];
 const VSIX = join(PACKAGE, "dist/claude-projects.vsix");
 const VSCE = join(PACKAGE, "node_modules/.bin/vsce");
 const CHROMIUM = process.env["CHROMIUM"] ?? "/usr/bin/chromium";
@@ -46,21 +50,26 @@ export interface EditorOptions {
 
 export class Editor {
   private server: ChildProcess | undefined;
-  private profile: Promise<BrowserContext> | undefined;
+  /** Tabs that show nothing: to open a folder in one of them takes less than in a new one. */
+  private readonly idle: Page[] = [];
 
   private constructor(
     private readonly directory: string,
     readonly port: number,
     private readonly browser: Browser,
+    /** All windows are of one profile, as a person's are: its cache spares each the editor's own code. */
+    private readonly profile: BrowserContext,
     private readonly options: EditorOptions,
   ) {}
 
   static async start(options: EditorOptions): Promise<Editor> {
     const directory = await mkdtemp(join(tmpdir(), "claude-projects-editor-"));
     const browser = await chromium.launch(BROWSER);
-    const editor = new Editor(directory, await freePort(), browser, options);
+    const profile = await browser.newContext({ viewport: { width: 1280, height: 800 }, colorScheme: "dark" });
+    profile.setDefaultTimeout(60_000);
+    const editor = new Editor(directory, await freePort(), browser, profile, options);
     await editor.configure({});
-    editor.install();
+    await editor.install();
     await editor.up();
     return editor;
   }
@@ -144,20 +153,7 @@ export class Editor {
 
   /** Opens a folder in a window, and waits until the extension is active there. */
   async open(folder: string): Promise<Window> {
-    // All windows are of one profile, as a person's are: its cache spares each the editor's own code.
-    this.profile ??= newProfile(this.browser);
-    return await this.openIn(await this.profile, folder);
-  }
-
-  /** As `open`, in a browser of its own, which can be killed: the window's host does not hear of it, and lives on. */
-  async openToAbandon(folder: string): Promise<{ readonly window: Window; abandon(): Promise<void> }> {
-    const server = await chromium.launchServer(BROWSER);
-    const window = await this.openIn(await newProfile(await chromium.connect(server.wsEndpoint())), folder);
-    return { window, abandon: () => server.kill() };
-  }
-
-  private async openIn(profile: BrowserContext, folder: string): Promise<Window> {
-    const page = await profile.newPage();
+    const page = this.idle.pop() ?? (await this.profile.newPage());
     const known = new Set(this.hosts());
     await page.goto(`${this.url}/?folder=${encodeURIComponent(folder)}`);
     const window = new Window(page, this, folder);
@@ -166,6 +162,11 @@ export class Editor {
     window.host = host;
     await until("the extension is active", () => this.isActivatedBy(host));
     return window;
+  }
+
+  /** Takes back the tab of a window that was closed. */
+  retire(page: Page): void {
+    this.idle.push(page);
   }
 
   /** The process ids of all living extension hosts. */
@@ -188,25 +189,20 @@ export class Editor {
     return join(this.directory, "data/data/User/globalStorage/claude-projects.claude-projects");
   }
 
-  private install(): void {
+  private async install(): Promise<void> {
+    for (const name of BUILT_IN) {
+      await cp(join(VSCODE, "extensions", name), join(this.directory, "built-in", name), { recursive: true });
+    }
     const packages = (this.options.extensions ?? []).map((directory) => {
       const vsix = join(this.directory, `${basename(directory)}.vsix`);
-      execFileSync(
-        VSCE,
-        ["package", "--no-dependencies", "--allow-missing-repository", "--skip-license", "--out", vsix],
-        {
-          cwd: directory,
-          stdio: "pipe",
-        },
-      );
+      const options = ["--no-dependencies", "--allow-missing-repository", "--skip-license", "--out", vsix];
+      execFileSync(VSCE, ["package", ...options], { cwd: directory, stdio: "pipe" });
       return vsix;
     });
-    for (const vsix of [VSIX, ...packages]) {
-      execFileSync(process.execPath, [CODE_SERVER, ...this.serverArguments(), "--install-extension", vsix], {
-        env: this.environment(),
-        stdio: "pipe",
-      });
-    }
+    const wanted = [VSIX, ...packages].flatMap((vsix) => ["--install-extension", vsix]);
+    await promisify(execFile)(process.execPath, [CODE_SERVER, ...this.serverArguments(), ...wanted], {
+      env: this.environment(),
+    });
   }
 
   private serverArguments(): string[] {
@@ -217,6 +213,7 @@ export class Editor {
       "--accept-server-license-terms",
       "--telemetry-level=off",
       `--server-data-dir=${join(this.directory, "data")}`,
+      `--builtin-extensions-dir=${join(this.directory, "built-in")}`,
       `--extensions-dir=${join(this.directory, "extensions")}`,
     ];
   }
@@ -234,12 +231,6 @@ export class Editor {
       ...this.options.environment,
     };
   }
-}
-
-async function newProfile(browser: Browser): Promise<BrowserContext> {
-  const profile = await browser.newContext({ viewport: { width: 1280, height: 800 }, colorScheme: "dark" });
-  profile.setDefaultTimeout(60_000);
-  return profile;
 }
 
 /** All processes below one, by /proc: an extension host is a child of the server. */

@@ -108,6 +108,14 @@ export class Window {
   async close(): Promise<void> {
     await this.page.goto("about:blank");
     await until("the window's host has ended", () => !this.editor.hosts().includes(this.host));
+    this.editor.retire(this.page);
+  }
+
+  /** Ends the window as a lost connection or a crash of the browser does: its host does not hear of it, and lives on. */
+  async abandon(): Promise<void> {
+    const crashed = this.page.waitForEvent("crash");
+    await this.page.goto("chrome://crash").catch(() => undefined);
+    await crashed;
     await this.page.close();
   }
 
