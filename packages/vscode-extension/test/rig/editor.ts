@@ -154,13 +154,13 @@ export class Editor {
   /** Opens a folder in a window, and waits until the extension is active there. */
   async open(folder: string): Promise<Window> {
     const page = this.idle.pop() ?? (await this.profile.newPage());
-    const known = new Set(this.hosts());
+    const known = new Set(await this.activated());
     await page.goto(`${this.url}/?folder=${encodeURIComponent(folder)}`);
     const window = new Window(page, this, folder);
     await window.ready();
-    const host = await until("an extension host has started", () => this.hosts().find((pid) => !known.has(pid)));
-    window.host = host;
-    await until("the extension is active", () => this.isActivatedBy(host));
+    // To look takes time that the window needs.
+    const find = async (): Promise<number | undefined> => (await this.activated()).find((pid) => !known.has(pid));
+    window.host = await until("the extension is active", find, 60_000, 250);
     return window;
   }
 
@@ -180,8 +180,9 @@ export class Editor {
     return (await Promise.all(files.map((file) => readFile(file, "utf8")))).join("");
   }
 
-  async isActivatedBy(host: number): Promise<boolean> {
-    return (await this.log()).includes(`process ${String(host)}.`);
+  /** The extension hosts in which the extension was activated so far. */
+  private async activated(): Promise<number[]> {
+    return [...(await this.log()).matchAll(/, process (\d+)\.$/gm)].map(([, pid]) => Number(pid));
   }
 
   /** The directory that survives everything: the extension's global storage. */

@@ -5,6 +5,7 @@ export async function until<T>(
   what: string,
   condition: () => T | Promise<T>,
   patienceMs = 60_000,
+  everyMs = 50,
 ): Promise<NonNullable<Exclude<T, false>>> {
   const deadline = Date.now() + patienceMs;
   let trouble: unknown;
@@ -21,6 +22,6 @@ export async function until<T>(
     if (Date.now() > deadline) {
       throw new Error(`waited ${String(patienceMs / 1_000)} s in vain until ${what}`, { cause: trouble });
     }
-    await delay(50);
+    await delay(everyMs);
   }
 }
