@@ -14,11 +14,11 @@ import { Refusal } from "./refusal.js";
 import { presenceBehind, titleOf } from "./outline.js";
 
 /** While another process holds a run of this folder, or the API is awaited: how often to look again. */
-const SOON_MS = 3_000;
+const SOON_MS = 2_000;
 /** How often to ask the API about sessions that fell silent. */
 const LATER_MS = 60_000;
-/** A window that reloads leaves its old process alive for a moment; it is no news. */
-const PATIENCE_WITH_OWNERS_MS = 8_000;
+/** A window that reloads leaves its old process alive for a moment, five seconds at most; it is no news. */
+const PATIENCE_WITH_OWNERS_MS = 6_000;
 
 export interface RecoverySurroundings {
   readonly api: () => Api;
@@ -226,9 +226,11 @@ export class Recovery implements vscode.Disposable {
 
 /** What became of a run with which nobody goes on. */
 function fate(run: OrchestrationRecord): string {
-  return isKept(run)
-    ? `was marked as failed by somebody else at ${progress(run)}`
-    : `was left behind at ${progress(run)}`;
+  if (!isKept(run)) {
+    return `was left behind at ${progress(run)}`;
+  }
+  const [why = ""] = (run.errorMessage ?? "its session was marked as failed by somebody else").split("\n", 1);
+  return `failed at ${progress(run)}: ${why}`;
 }
 
 function progress(run: OrchestrationRecord): string {
