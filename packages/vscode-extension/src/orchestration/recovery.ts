@@ -147,7 +147,7 @@ export class Recovery implements vscode.Disposable {
       await this.continue(run);
     } else if (answer === "Give Up") {
       await this.orchestrations.abandon(run.runId, "given up").catch((error: unknown) => {
-        this.around.log.warn(`“${run.title}” is not given up: ${String(error)}`);
+        void vscode.window.showWarningMessage(`“${run.title}” is not given up: ${String(error)}`);
       });
     }
   }

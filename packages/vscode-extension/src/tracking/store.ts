@@ -4,10 +4,23 @@
  * where a home directory is on the network.
  */
 import { randomUUID } from "node:crypto";
-import { linkSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  linkSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { hostname } from "node:os";
 import { join } from "node:path";
 import { type ProcessIdentity, isAlive, presence, self } from "../processes.js";
+
+/** Nothing is half-way for so long. */
+const HALF_WAY_MS = 24 * 3_600_000;
 
 interface Identified {
   readonly version: 1;
@@ -37,6 +50,7 @@ function mayLive(owner: Owner): boolean {
 export class RunStore<T extends Identified> {
   constructor(private readonly directory: string) {
     mkdirSync(directory, { recursive: true, mode: 0o700 });
+    this.tidy();
   }
 
   list(): T[] {
@@ -110,6 +124,19 @@ export class RunStore<T extends Identified> {
       return undefined;
     } finally {
       rmSync(draft, { force: true });
+    }
+  }
+
+  /** Removes what crashes have left half-way: drafts, and claims on what never came to be. */
+  private tidy(): void {
+    for (const name of readdirSync(this.directory)) {
+      const path = join(this.directory, name);
+      const isOfARun =
+        name.endsWith(".json") || (name.endsWith(".claim") && existsSync(path.replace(/claim$/, "json")));
+      const writtenAt = statSync(path, { throwIfNoEntry: false })?.mtimeMs ?? Date.now();
+      if (!isOfARun && Date.now() - writtenAt > HALF_WAY_MS) {
+        rmSync(path, { force: true });
+      }
     }
   }
 

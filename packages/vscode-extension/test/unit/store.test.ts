@@ -1,5 +1,5 @@
 import { fork, spawn, type ChildProcess } from "node:child_process";
-import { mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, readdirSync, rmSync, utimesSync, writeFileSync } from "node:fs";
 import { hostname, tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
@@ -133,6 +133,20 @@ describe("runs on disk", () => {
     expect(readdirSync(directory)).toEqual(["a.json"]);
     store.delete("a");
     expect(store.list()).toEqual([]);
+  });
+
+  test("are all that is kept: what a crash left half-way is removed a day later", () => {
+    const old = ["a.json", "a.claim", "b.claim", "a.json.1.tmp", "a.claim.1", "a.claim.1.dead"];
+    const young = ["c.claim", "c.json.1.tmp"];
+    for (const name of [...old, ...young]) {
+      writeFileSync(join(directory, name), "{}");
+    }
+    const dayAgo = new Date(Date.now() - 25 * 3_600_000);
+    old.forEach((name) => {
+      utimesSync(join(directory, name), dayAgo, dayAgo);
+    });
+    new RunStore(directory);
+    expect(readdirSync(directory)).toEqual(["a.claim", "a.json", ...young]);
   });
 
   test("of another version, or damaged, are passed over", () => {
