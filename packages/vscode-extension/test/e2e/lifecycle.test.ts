@@ -129,6 +129,37 @@ describe("an orchestration that goes well", () => {
     expect(identify(gates.begun.at(-1)?.pid ?? 0)).toBeUndefined();
     expect(gates.done).toEqual(["first"]);
   });
+
+  test("is told to stop as failed, and why, and goes on when it is picked among the sessions to recover", async () => {
+    const folder = await editor.folder({ "plan.toml": gatedPlan("stop", "Stopping", ["first", "second"]) });
+    const gates = new Gates(folder);
+    const shown = await open(folder);
+    await shown.start("Stopping");
+    gates.open("first");
+    const session = await only("stop");
+    const second = await until("the second task has begun", () => gates.begun[1]);
+
+    await shown.command("Claude Projects: Stop Orchestration");
+    await shown.quickInput("Stop “Stopping”");
+    await shown.pick("As failed");
+    await shown.quickInput("Why does it fail?");
+    await shown.answer("not needed tonight");
+    await until("the session has failed", async () => (await only("stop")).status === "failed");
+    expect((await only("stop")).metadata).toMatchObject({ error_message: "not needed tonight" });
+    expect(identify(second.pid)).toBeUndefined();
+
+    await shown.command("Claude Projects: Recover Session");
+    await shown.quickInput("Recover a Session");
+    await shown.pick("Stopping");
+    await until("the second task has begun anew", () => gates.begun.length === 3);
+    gates.open("second");
+    await until("the rest is done", async () =>
+      (await backend.sessionsOf("stop")).some(
+        ({ status, recovered_from }) => status === "completed" && recovered_from === session.session_id,
+      ),
+    );
+    expect(gates.done).toEqual(["first", "second"]);
+  });
 });
 
 describe("an orchestration in trouble", () => {
