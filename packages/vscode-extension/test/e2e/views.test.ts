@@ -210,7 +210,12 @@ test("an orchestration at work among those of others, in a dark and in a light t
   await window.command("Claude Projects: Show Actions");
   await window.quickInput("Claude Projects");
   await pictures(window, "actions");
-  await window.dismiss();
+  const opened = window.page.waitForEvent("popup");
+  await window.pick("Open the Dashboard");
+  const dashboard = await opened;
+  // This editor reaches what is on its own machine through a proxy, by the port.
+  expect(dashboard.url()).toContain(`/proxy/${String(backend.port)}/`);
+  await dashboard.close();
   await window.command("Claude Projects: Open Settings");
   // Most of them belong to the machine, which is a remote one here.
   await window.page.getByText(/^Remote \[/).click();

@@ -72,12 +72,6 @@ export class Window {
     await this.page.locator(".quick-input-titlebar", { hasText: title }).waitFor();
   }
 
-  /** Closes the quick input that is open. */
-  async dismiss(): Promise<void> {
-    await this.page.keyboard.press("Escape");
-    await this.page.locator(".quick-input-widget input.input").waitFor({ state: "hidden" });
-  }
-
   notification(text: string): Locator {
     return this.page.locator(".notifications-toasts .notification-list-item", { hasText: text }).first();
   }
