@@ -73,9 +73,17 @@ afterEach(async ({ task }) => {
   window = undefined;
 });
 
-async function picture(shown: Window, name: string): Promise<void> {
-  // Away from anything that shows something when it is hovered over.
+/** Moves the pointer away from anything that shows something when it is hovered over. */
+async function moveAside(shown: Window): Promise<void> {
   await shown.page.mouse.move(700, 789);
+}
+
+async function picture(shown: Window, name: string): Promise<void> {
+  await moveAside(shown);
+  // A colour that is on its way from one theme to the other is of neither.
+  await shown.page.evaluate(
+    "Promise.allSettled(document.getAnimations().filter((one) => one instanceof CSSTransition).map((one) => one.finished)).then(() => null)",
+  );
   await shown.screenshot(join(PICTURES, `${name}.png`));
 }
 
@@ -238,6 +246,7 @@ test("an orchestration at work among those of others, in a dark and in a light t
     await window.page.locator(".notification-fade-in-done", { hasText: "was left behind" }).waitFor();
     await picture(window, `left-behind-${name}`);
     await window.press("was left behind", "Continue");
+    await moveAside(window);
     await until("it is at work again", () => gates.begun.length > length);
   }
   gates.open("notes", "changelog");
