@@ -50,7 +50,7 @@ describe("a run that was put down", () => {
 
   test("is taken up although its machine has counted as offline since, as it does after a night's sleep", async () => {
     const api = backend.api();
-    useHost(new Host(backend.url, backend.key, "sleepy-machine"));
+    useHost(new Host(backend.url, backend.key, "sleepy-machine", host.directory));
     await api.registerMachine(host.machineId, host.machineId, {});
     const orchestration = await host.start(project, [gated("first")]);
     await begun("first");
