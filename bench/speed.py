@@ -1,6 +1,7 @@
 """What requests cost: CPU, latency and throughput, beside what the driver alone needs for the same work.
 
-    .venv/bin/python bench/speed.py [--seconds 1.5] [--rounds 5] [--only heartbeat] [--json FILE]
+    .venv/bin/python bench/speed.py [--seconds 1.5] [--rounds 5] [--concurrency 32] [--only heartbeat]
+                                    [--json FILE]
 
 A real mongod and a real `serve` are started. Each round runs every scenario once, so that a slow moment of
 the machine hits all of them; the table shows medians over the rounds. Three yardsticks are taken in the same
@@ -29,7 +30,6 @@ import yardsticks
 from bench_harness import Answer, Connection, Measured, Request
 from state_tracking_api.embedded import free_port
 
-CONCURRENCY = 32
 SESSIONS = 1000
 HERE = Path(__file__).parent
 
@@ -87,17 +87,19 @@ def scenarios(sessions: list[str], tasks: list[str]) -> dict[str, Request]:
     }
 
 
-def driver_alone(uri: str, scenario: str, seconds: float, mongod: psutil.Process) -> Measured:
+def driver_alone(
+    uri: str, scenario: str, seconds: float, concurrency: int, mongod: psutil.Process
+) -> Measured:
     """The same work on the database by the driver alone, in a process of its own."""
     before = bench_harness.cpu(mongod)
-    command = [sys.executable, HERE / "yardsticks.py", uri, scenario, str(seconds), str(CONCURRENCY)]
+    command = [sys.executable, HERE / "yardsticks.py", uri, scenario, str(seconds), str(concurrency)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
     found = json.loads(done.stdout)
     used = bench_harness.cpu(mongod) - before
     return bench_harness.of_latencies(found["latencies"], found["elapsed"], found["cpu"], used)
 
 
-def run(seconds: float, rounds: int, only: list[str] | None = None) -> dict[str, Any]:
+def run(seconds: float, rounds: int, concurrency: int = 32, only: list[str] | None = None) -> dict[str, Any]:
     """Everything, or the scenarios in `only`: start, measure in rounds, stop."""
     with bench_harness.mongod() as mongod, bench_harness.serve(mongod.uri, SCHEDULER="off") as (server, port):
         bare_port = free_port()
@@ -113,6 +115,7 @@ def run(seconds: float, rounds: int, only: list[str] | None = None) -> dict[str,
                     bare_port,
                     seconds,
                     rounds,
+                    concurrency,
                     only,
                 )
             )
@@ -127,6 +130,7 @@ async def _rounds(
     bare_port: int,
     seconds: float,
     rounds: int,
+    concurrency: int,
     only: list[str] | None,
 ) -> dict[str, Any]:
     at_rest = server.memory_info().rss
@@ -136,15 +140,15 @@ async def _rounds(
     alone: dict[str, list[Measured]] = {}
     empty: list[Measured] = []
     for request in chosen.values():  # warm up
-        await bench_harness.load(port, request, 0.3, CONCURRENCY)
+        await bench_harness.load(port, request, 0.3, concurrency)
     for _ in range(rounds):
         for name, request in chosen.items():
-            measured = await bench_harness.measure(port, server, mongod, request, seconds, CONCURRENCY)
+            measured = await bench_harness.measure(port, server, mongod, request, seconds, concurrency)
             api.setdefault(name, []).append(measured)
-            driver = await asyncio.to_thread(driver_alone, uri, name, seconds, mongod)
+            driver = await asyncio.to_thread(driver_alone, uri, name, seconds, concurrency, mongod)
             alone.setdefault(name, []).append(driver)
         empty.append(
-            await bench_harness.measure(bare_port, bare, mongod, known["heartbeat"], seconds, CONCURRENCY)
+            await bench_harness.measure(bare_port, bare, mongod, known["heartbeat"], seconds, concurrency)
         )
         with MongoClient[dict[str, object]](uri) as client:  # what `create` has left
             client[bench_harness.DATABASE]["sessions"].delete_many({"project_id": "bench"})
@@ -213,11 +217,12 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=1.5, help="length of a scenario in a round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--concurrency", type=int, default=32, help="requests under way at once")
     parser.add_argument("--only", action="append", metavar="SCENARIO", help="measure no other; repeatable")
     parser.add_argument("--json", type=Path, help="also write the medians to this file")
     options = parser.parse_args()
     begun = time.monotonic()
-    results = run(options.seconds, options.rounds, options.only)
+    results = run(options.seconds, options.rounds, options.concurrency, options.only)
     print(shown(results))
     print(f"\n{options.rounds} rounds, {time.monotonic() - begun:.0f} s in all.")
     if options.json:
