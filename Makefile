@@ -57,9 +57,9 @@ check: .venv/.dev $(PART_CHECKS) ## Formatting, lint, types and import rules; st
 
 .PHONY: audit
 audit: .venv/.dev node_modules/.installed ## Ask the public advisory databases about every locked version; needs the internet
-	for lock in requirements.lock requirements-dev.lock infra/requirements.lock infra/requirements-container.lock; do \
+	for lock in *.lock infra/*.lock; do \
 	    $(BIN)/pip-audit --require-hashes --disable-pip --progress-spinner off --requirement $$lock || exit; done
-	$(PNPM) audit --prod
+	$(PNPM) audit
 
 .PHONY: fuzz
 fuzz: .venv/.dev ## Ask the API thousands of questions that nobody would ask: make fuzz EXAMPLES=200

@@ -40,6 +40,8 @@ BATCH = 5_000
 CONCURRENCY = 8
 WITH_TASKS = 1_000
 TASKS_EACH = 100
+PATIENCE = timedelta(days=1)
+"""Nobody falls silent while all this is stored."""
 LIVE_SHARE = 100
 """One session in so many is live."""
 
@@ -55,8 +57,7 @@ def session(number: int, *, now: datetime, live: bool, silent: bool = False) -> 
         metadata_={"vscode": "1.139.1", "extension": "0.1.0"},
     )
     if live:
-        beat = now - timedelta(hours=1) if silent else now + timedelta(hours=1)
-        return {**made, "last_heartbeat": beat}
+        return {**made, "last_heartbeat": now - timedelta(hours=1) if silent else now}
     status = "failed" if number % 20 == 0 else "completed"
     return {**made, "status": status, "completed_at": at}
 
@@ -147,7 +148,8 @@ async def scan(connection: Connection, _number: int) -> Answer:
 def sizes(wanted: list[int], seconds: float, explain: Path | None) -> str:
     """The first part; a table of milliseconds (and CPU of server and mongod together) by size."""
     columns: dict[int, dict[str, str]] = {}
-    with bench_harness.mongod() as mongod, bench_harness.serve(mongod.uri, SCHEDULER="off") as (server, port):
+    patient = {"SCHEDULER": "off", "STALL_THRESHOLD_MS": str(PATIENCE // timedelta(milliseconds=1))}
+    with bench_harness.mongod() as mongod, bench_harness.serve(mongod.uri, **patient) as (server, port):
         client: MongoClient[Document] = MongoClient(mongod.uri, tz_aware=True)
         database = client[DATABASE]
         asyncio.run(_prepared(port))
@@ -165,7 +167,9 @@ def sizes(wanted: list[int], seconds: float, explain: Path | None) -> str:
                     )
                 )
                 used = found.server_cpu_us + found.mongod_cpu_us
-                columns[size][name] = f"{found.p50_ms:.1f} ms, {used / 1000:.2f} ms CPU"
+                columns[size][name] = (
+                    f"{found.p50_ms:.1f} ms, {used / 1000:.2f} ms CPU, p95 {found.p95_ms:.1f}"
+                )
             database["sessions"].delete_many({"project_id": "bench"})
         if explain:
             write_plans(database, explain)
@@ -182,7 +186,11 @@ def write_plans(database: Any, directory: Path) -> None:
     some = database["sessions"].find_one({"status": "active"})
     assert some is not None
     newest = {"created_at": -1, "session_id": -1}
-    silent = health.overdue(now, timedelta(minutes=3), None)
+    silent = health.overdue(now, PATIENCE, None)
+    everybody = health.overdue(now + 2 * PATIENCE, PATIENCE, None)
+    task = database["tasks"].find_one({})
+    assert task is not None
+    of_a_session = {"session_id": task["session_id"]}
     beating = {
         "session_id": some["session_id"],
         "status": {"$in": ["active", "paused"]},
@@ -199,16 +207,31 @@ def write_plans(database: Any, directory: Path) -> None:
         },
         "list-of-the-live": {"find": "sessions", "filter": {"status": "active"}, "sort": newest, "limit": 20},
         "list-of-all": {"find": "sessions", "filter": {}, "sort": newest, "limit": 20},
-        "stall-scan": {"find": "sessions", "filter": silent, "sort": {"last_heartbeat": 1}, "limit": 500},
+        "stall-scan": {"find": "sessions", "filter": silent, "limit": 500},
+        "stall-scan-of-many": {"find": "sessions", "filter": everybody, "limit": 500},
         "stalled-list": {
             "find": "sessions",
             "filter": {"$or": [{"status": "stalled"}, *silent["$or"]]},
             "sort": {"last_heartbeat": 1, "session_id": 1},
         },
-        "count-of-a-status": {"count": "sessions", "query": {"status": "completed"}},
+        "read-a-task": {"find": "tasks", "filter": {"task_id": task["task_id"]}},
+        "tasks-of-a-session": {
+            "find": "tasks",
+            "filter": of_a_session,
+            "sort": {"created_at": -1, "task_id": -1},
+            "limit": 100,
+        },
+        "total-of-a-project": _counted({"project_id": "project-7"}),
+        "total-of-all": {**_counted({}), "hint": "_id_"},
+        "summary-of-states": {
+            **_aggregated([{"$group": {"_id": "$status", "count": {"$sum": 1}}}]),
+            "hint": "status_1_last_heartbeat_1",
+        },
+        "summary-of-the-silent": _counted(silent),
     }
     for name, command in find.items():
         said = database.command("explain", command, verbosity="executionStats")
+        said = said["stages"][0]["$cursor"] if "stages" in said else said
         stats = said["executionStats"]
         told = {
             "command": command,
@@ -218,6 +241,15 @@ def write_plans(database: Any, directory: Path) -> None:
             "documents_examined": stats["totalDocsExamined"],
         }
         (directory / f"{name}.json").write_text(json.dumps(told, indent=2, default=str) + "\n")
+
+
+def _aggregated(pipeline: list[Document]) -> Document:
+    return {"aggregate": "sessions", "pipeline": pipeline, "cursor": {}}
+
+
+def _counted(condition: Document) -> Document:
+    """As the driver counts."""
+    return _aggregated([{"$match": condition}, {"$group": {"_id": 1, "n": {"$sum": 1}}}])
 
 
 def _stages(plan: Document) -> list[str]:
@@ -246,7 +278,8 @@ def silence(many: int, seconds: float) -> str:
             database["sessions"], (session(number, now=now, live=True, silent=True) for number in range(many))
         )
         filled(database["sessions"], (session(many + number, now=now, live=True) for number in range(500)))
-        beating = database["sessions"].find({"last_heartbeat": {"$gt": now}}, {"session_id": 1})
+        lately = {"last_heartbeat": {"$gt": now - timedelta(minutes=1)}}
+        beating = database["sessions"].find(lately, {"session_id": 1})
         result = asyncio.run(_scanned(port, server, [one["session_id"] for one in beating], seconds))
         client.close()
     return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from state_tracking_api import health, log, presence, sessions, transitions
 from state_tracking_api.lifecycle import Document, MachineStatus, SessionStatus, Stamp, silence
@@ -22,14 +22,18 @@ async def detect_failures(storage: Storage, settings: Settings, stamp: Stamp) ->
     started = time.monotonic()
     outage = await presence.latest_outage(storage) if settings.outage_grace else None
     silent = health.overdue(stamp.now, settings.stall_threshold, outage)
-    marked: list[Document] = []
+    marked: list[str] = []
+    latest = datetime.min.replace(tzinfo=UTC)
     while True:
-        found = storage.sessions.find(silent, {"_id": 1}).sort("last_heartbeat", 1).limit(BATCH)
-        batch = [session["_id"] async for session in found]
+        # Not sorted: of many that are silent all would be read for each batch. The index begins with the
+        # longest silent.
+        batch = await storage.sessions.find(silent, {"_id": 1}).limit(BATCH).to_list()
         if not batch:
             break
-        for session in await transitions.stall_silent(storage, batch, silent, stamp):
-            marked.append({"session_id": session["session_id"], "last_heartbeat": session["last_heartbeat"]})
+        candidates = [session["_id"] for session in batch]
+        for session in await transitions.stall_silent(storage, candidates, silent, stamp):
+            marked.append(session["session_id"])
+            latest = max(latest, session["last_heartbeat"])
             log.get().warning(
                 "Stalled session detected",
                 session_id=session["session_id"],
@@ -38,17 +42,19 @@ async def detect_failures(storage: Storage, settings: Settings, stamp: Stamp) ->
                 time_since_heartbeat_ms=sessions.milliseconds(silence(session, stamp.now)),
             )
     if marked:
-        await _look_for_outage(storage, marked, stamp)
+        await _look_for_outage(storage, latest, stamp)
     return {
         "marked_stalled": len(marked),
-        "session_ids": [session["session_id"] for session in marked],
+        "session_ids": marked,
         "duration_ms": round((time.monotonic() - started) * 1000, 3),
     }
 
 
-async def _look_for_outage(storage: Storage, marked: list[Document], stamp: Stamp) -> None:
-    """Say so where most sessions fell silent within a minute: that tells of a fault on the way to us."""
-    latest = max(session["last_heartbeat"] for session in marked)
+async def _look_for_outage(storage: Storage, latest: datetime, stamp: Stamp) -> None:
+    """Say so where most sessions fell silent within a minute: that tells of a fault on the way to us.
+
+    `latest` is when the last of those that have just been marked was heard of.
+    """
     within = {"$gt": latest - presence.SAME_MINUTE, "$lte": latest}
     silent = await storage.sessions.count_documents(
         {"status": str(SessionStatus.STALLED), "last_heartbeat": within}

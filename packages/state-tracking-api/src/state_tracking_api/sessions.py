@@ -213,12 +213,12 @@ async def _beat(
     if patch:  # what a merge has done cannot be told from the session, nor may it be done twice
         return await _update_in_place(storage, session_id, _BEATING, fields, patch)
 
-    def shows(session: Document) -> bool:
+    def shows(session: Document, written: bool) -> bool:
+        if session["status"] not in _BEATING or is_fenced(session):
+            return False
         said = {name: value for name, value in fields.items() if name not in _TIMES}
-        return (
-            session["status"] in _BEATING
-            and not is_fenced(session)
-            and session["last_heartbeat"] >= fields["last_heartbeat"]
+        return written or (
+            session["last_heartbeat"] >= fields["last_heartbeat"]
             and all(session.get(name) == value for name, value in said.items())
         )
 

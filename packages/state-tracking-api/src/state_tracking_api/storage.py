@@ -90,7 +90,8 @@ class Storage:
             write_concern=WriteConcern("majority"),
         )
         self.sessions = self.database["sessions"]
-        self.session_beats = GroupCommit(self.sessions, "session_id", schema.WITHOUT_EVENTS)
+        patience = min(settings.db_timeout_ms, settings.request_timeout_ms) / 1000
+        self.session_beats = GroupCommit(self.sessions, "session_id", schema.WITHOUT_EVENTS, patience)
         self.tasks = self.database["tasks"]
         self.machines = self.database["machines"]
         self.jobs = self.database["jobs"]

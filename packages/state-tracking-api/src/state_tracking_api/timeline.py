@@ -33,7 +33,8 @@ async def of_session(storage: Storage, session_id: str, limit: int, offset: int)
     return {
         "session_id": session_id,
         "events": [_presented(event, session_id, task_id, name) for event, task_id, name in shown],
-        "heartbeats": [iso(beat) for beat in session.get("beats", ())],
+        # One that was written together with others, in vain as it seemed, was written again by itself.
+        "heartbeats": [iso(beat) for beat in dict.fromkeys(session.get("beats", ()))],
         "total": len(events),
         "limit": limit,
         "offset": offset,

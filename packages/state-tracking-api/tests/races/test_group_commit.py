@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import timedelta
 
 import pytest
 import pytest_asyncio
-from pymongo import MongoClient, monitoring
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
 
 from api_harness.api import Api, Json, ago, expect, uuid4
+from api_harness.commands import Commands
 from api_harness.server import wait_until
 from api_harness.servers import Document, Documents
 from operations.failpoints import failing, running
-from state_tracking_api import clock, sessions, settings
+from state_tracking_api import clock, group_commit, sessions, settings
 from state_tracking_api.embedded import Mongod
 from state_tracking_api.errors import ApiError
 from state_tracking_api.group_commit import TOGETHER, UNDER_WAY
@@ -25,32 +26,31 @@ from state_tracking_api.storage import Storage
 MANY = 40
 
 
-class Commands(monitoring.CommandListener):
-    """How often each command on the sessions was sent."""
-
-    def __init__(self) -> None:
-        self.sent: Counter[str] = Counter()
-
-    def started(self, event: monitoring.CommandStartedEvent) -> None:
-        if event.command.get(event.command_name) == "sessions":
-            self.sent[event.command_name] += 1
-
-    def succeeded(self, event: monitoring.CommandSucceededEvent) -> None:
-        """Nothing."""
-
-    def failed(self, event: monitoring.CommandFailedEvent) -> None:
-        """Nothing."""
-
-
 @pytest.fixture
 def commands() -> Commands:
     return Commands()
 
 
+@pytest.fixture
+def together_seconds() -> float:
+    """How long a group may take: longer than a slow machine needs, so that nothing else sends them apart."""
+    return 30
+
+
 @pytest_asyncio.fixture
-async def storage(mongod: Mongod, database: Documents, commands: Commands) -> AsyncGenerator[Storage]:
+async def storage(
+    mongod: Mongod,
+    database: Documents,
+    commands: Commands,
+    together_seconds: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncGenerator[Storage]:
     """The module's database as one server process has it."""
-    configured = settings.load(mongodb_uri=mongod.uri, mongodb_database=database.name, api_keys=uuid4())
+    monkeypatch.setattr(group_commit, "TOGETHER_TIMEOUT_SECONDS", together_seconds)
+    patient = {"db_timeout_ms": 60_000, "request_timeout_ms": 100_000}
+    configured = settings.load(
+        mongodb_uri=mongod.uri, mongodb_database=database.name, api_keys=uuid4(), **patient
+    )
     opened = Storage(configured, event_listeners=[commands])
     await opened.prepare()
     commands.sent.clear()
@@ -82,7 +82,7 @@ async def test_those_that_wait_share_two_commands(
     ids = _ids(api, MANY)
     stamp = Stamp(clock.now() + timedelta(seconds=1), "key:test")
     answers = await asyncio.gather(*(beat(one, stamp) for one in ids))
-    assert commands.sent == {"findAndModify": UNDER_WAY, "update": 1, "find": 1}
+    assert commands.on("sessions") == {"findAndModify": UNDER_WAY, "update": 1, "find": 1}
     assert [answer["session_id"] for answer in answers] == ids
     assert {answer["last_heartbeat"] for answer in answers} == {stamp.now}
     for stored in database.sessions.find({"session_id": {"$in": ids}}):
@@ -94,15 +94,17 @@ async def test_more_than_a_command_takes_go_in_several(api: Api, beat: Beat, com
     (one,) = _ids(api, 1)
     times = [clock.now() + timedelta(milliseconds=n) for n in range(2 * TOGETHER)]
     answers = await asyncio.gather(*(beat(one, Stamp(at, "key:test")) for at in reversed(times)))
-    assert commands.sent["update"] <= 3
-    assert commands.sent["findAndModify"] == UNDER_WAY
-    assert all(answer["last_heartbeat"] == times[-1] for answer in answers)
+    assert commands.on("sessions")["update"] <= 3
+    assert commands.on("sessions")["findAndModify"] == UNDER_WAY
+    said = zip(answers, reversed(times), strict=True)
+    assert all(answer["last_heartbeat"] >= at for answer, at in said)
+    assert (await beat(one, Stamp(times[0], "key:test")))["last_heartbeat"] == times[-1]
 
 
 async def test_one_alone_is_one_command(api: Api, beat: Beat, commands: Commands) -> None:
     for one in _ids(api, 3):
         await beat(one)
-    assert commands.sent == {"findAndModify": 3}
+    assert commands.on("sessions") == {"findAndModify": 3}
 
 
 def _of_every_kind(api: Api) -> dict[str, tuple[str, Json]]:
@@ -148,7 +150,7 @@ async def test_each_is_answered_as_if_it_were_alone(
         *company, *(_outcome(beat(one, stamp, **says)) for one, says in together.values())
     )
     at_once = dict(zip(together, answers[len(company) :], strict=True))
-    assert commands.sent["update"] == 1
+    assert commands.on("sessions")["update"] == 1
     assert at_once == one_by_one
     assert {kind for kind, found in at_once.items() if "error" not in found} == {
         *("active", "paused", "stalled", "at work", "without work", "late")
@@ -161,8 +163,9 @@ async def test_each_is_answered_as_if_it_were_alone(
             assert (other.get(field) == stamp.now) == (same.get(field) == stamp.now), (kind, field)
 
 
+@pytest.mark.parametrize("together_seconds", [1])
 async def test_one_that_waits_for_a_lock_holds_up_nobody_else(
-    api: Api, beat: Beat, database: Documents, mongo: MongoClient[Document]
+    api: Api, beat: Beat, database: Documents, mongo: MongoClient[Document], commands: Commands
 ) -> None:
     locked, *free = _ids(api, 12)
     stamp = Stamp(clock.now(), "key:test")
@@ -171,6 +174,11 @@ async def test_one_that_waits_for_a_lock_holds_up_nobody_else(
         company = [asyncio.ensure_future(beat(one, stamp)) for one in _ids(api, UNDER_WAY)]
         held = asyncio.ensure_future(beat(locked, stamp))
         await asyncio.gather(*company, *(beat(one, stamp) for one in free))
+        assert not held.done()
+        # Nor is anything sent together for a while: it would be sent twice.
+        commands.sent.clear()
+        await asyncio.gather(*(beat(one, stamp) for one in free))
+        assert commands.on("sessions") == {"findAndModify": len(free)}
         assert not held.done()
         other.commit_transaction()
     assert (await held)["last_heartbeat"] == stamp.now
@@ -206,7 +214,8 @@ async def test_whoever_goes_away_takes_nobody_along(api: Api, beat: Beat, databa
     answers = await asyncio.gather(*beating, return_exceptions=True)
     assert isinstance(answers.pop(UNDER_WAY + 1), asyncio.CancelledError)
     assert all(isinstance(answer, dict) for answer in answers)
-    ids.pop(UNDER_WAY + 1)
+    left = {"session_id": ids.pop(UNDER_WAY + 1), "beats": stamp.now}
+    assert database.sessions.count_documents(left) == 0
     assert database.sessions.count_documents({"session_id": {"$in": ids}, "beats": stamp.now}) == len(ids)
 
 
@@ -220,6 +229,52 @@ async def test_where_they_cannot_go_together_each_goes_alone(
         await asyncio.gather(*(beat(one, stamp) for one in ids))
     stored = database.sessions.find({"session_id": {"$in": ids}})
     assert [one["last_heartbeat"] for one in stored] == [stamp.now] * len(ids)
+    for one in ids:
+        shown = expect(api.get(f"/api/sessions/{one}/events"), 200)["heartbeats"]
+        assert shown.count(clock.iso(stamp.now)) == 1
+
+
+async def test_one_that_the_database_refuses_does_not_send_the_others_twice(
+    api: Api, beat: Beat, database: Documents, commands: Commands
+) -> None:
+    refused, *others = _ids(api, 10)
+    # As a document of an older version may be, and a pushed beat then breaks the update.
+    database.sessions.update_one(
+        {"session_id": refused}, {"$set": {"beats": "none"}}, bypass_document_validation=True
+    )
+    stamp = Stamp(clock.now() + timedelta(seconds=1), "key:test")
+    company = [asyncio.ensure_future(beat(one, stamp)) for one in _ids(api, UNDER_WAY)]
+    await asyncio.sleep(0)
+    commands.sent.clear()
+    answers = await asyncio.gather(*(beat(one, stamp) for one in (refused, *others)), return_exceptions=True)
+    await asyncio.gather(*company)
+    assert isinstance(answers[0], PyMongoError)
+    assert all(isinstance(answer, dict) for answer in answers[1:])
+    assert commands.on("sessions")["findAndModify"] <= UNDER_WAY + 1
+
+
+async def test_what_others_have_said_since_is_not_taken_back(
+    api: Api, beat: Beat, database: Documents, mongo: MongoClient[Document]
+) -> None:
+    """Where all were written, the task that one named may be another one by the time of the reading."""
+    overtaken, *others = _ids(api, 4)
+    locked = others[-1]
+    stamp = Stamp(clock.now() + timedelta(seconds=1), "key:test")
+    with mongo.start_session() as other, other.start_transaction():
+        database.sessions.update_one({"session_id": locked}, {"$set": {"held": True}}, session=other)
+        company = [asyncio.ensure_future(beat(one, stamp)) for one in _ids(api, UNDER_WAY)]
+        beating = [
+            asyncio.ensure_future(beat(overtaken, stamp, current_task_id="first")),
+            *(asyncio.ensure_future(beat(one, stamp)) for one in others),
+        ]
+        query = {"session_id": overtaken, "current_task_id": "first"}
+        await asyncio.to_thread(
+            wait_until, lambda: database.sessions.count_documents(query) == 1, "its part is written"
+        )
+        expect(api.patch(f"/api/sessions/{overtaken}", json={"current_task_id": "second"}), 200)
+        other.commit_transaction()
+    await asyncio.gather(*company, *beating)
+    assert (database.sessions.find_one({"session_id": overtaken}) or {})["current_task_id"] == "second"
 
 
 async def test_one_that_ends_in_between_is_not_told_that_it_lives(

@@ -218,9 +218,11 @@ test("an orchestration at work among those of others, in a dark and in a light t
   await window.command("Claude Projects: Show Actions");
   await window.quickInput("Claude Projects");
   await pictures(window, "actions");
-  const opened = window.page.waitForEvent("popup");
-  await window.pick("Open the Dashboard");
-  const dashboard = await opened;
+  await window.page.keyboard.press("Escape");
+  const [dashboard] = await Promise.all([
+    window.page.waitForEvent("popup"),
+    window.command("Claude Projects: Open Dashboard"),
+  ]);
   // This editor reaches what is on its own machine through a proxy, by the port.
   expect(dashboard.url()).toContain(`/proxy/${String(backend.port)}/`);
   await dashboard.close();
