@@ -70,11 +70,10 @@ function release() {
   return `${commit}-dirty`;
 }
 
-/** The options that are SST's; `--stage prod` may be said twice, but not differently. */
+/** The options that are SST's; `--stage prod` may be said again, but not differently. */
 function options() {
   const passed = rest.flatMap((word) => (word.startsWith("--stage=") ? ["--stage", word.slice(8)] : [word]));
-  const at = passed.indexOf("--stage");
-  if (at >= 0) {
+  for (let at = passed.indexOf("--stage"); at >= 0; at = passed.indexOf("--stage")) {
     const [, said] = passed.splice(at, 2);
     if (said !== stage) stop(`This command deploys to ${stage}; --stage says ${said}.`);
   }

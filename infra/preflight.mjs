@@ -57,8 +57,8 @@ export function problems(stage, env) {
   if (stage === "prod" && !email) found.push("ALARM_EMAIL is missing: the address that the production alarms are sent to");
   // What AWS would refuse half-way through.
   if (email && !/^[^\s@,]+@[^\s@,]+\.[^\s@,]+$/.test(email)) found.push("ALARM_EMAIL is not an e-mail address");
-  if (env.AWS_REGION && !/^[a-z]{2}(-[a-z]+){1,3}-\d$/.test(env.AWS_REGION)) found.push("AWS_REGION is not a region such as us-east-1");
-  if (env.DOMAIN && !/^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,63}$/.test(env.DOMAIN))
+  if (env.AWS_REGION && !/^[a-z]{2,4}(-[a-z]+){1,3}-\d$/.test(env.AWS_REGION)) found.push("AWS_REGION is not a region such as us-east-1");
+  if (env.DOMAIN && !/^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+([a-z]{2,63}|xn--[a-z0-9-]+)$/.test(env.DOMAIN))
     found.push("DOMAIN is not a name such as tracking.example.com");
   const storage = env.RATE_LIMIT_STORAGE_URI;
   if (storage && !/^(memory|rediss?|redis\+(sentinel|cluster)|mongodb(\+srv)?):/.test(storage))

@@ -86,7 +86,7 @@ test("the stage may be said twice, but not differently", () => {
   assert.match(run("deploy:prod", ["--stage", "prod", "--verbose"]).called.at(-1), /^sst deploy --stage prod --verbose release/);
   assert.match(run("deploy:prod", ["--stage=prod"]).called.at(-1), /^sst deploy --stage prod release/);
   rmSync(calls);
-  for (const said of [["--stage", "dev"], ["--stage=dev"]]) {
+  for (const said of [["--stage", "dev"], ["--stage=dev"], ["--stage", "prod", "--stage", "dev"]]) {
     const done = run("deploy:prod", said);
     assert.deepEqual([done.status, done.called], [1, []]);
   }
