@@ -21,6 +21,8 @@ import { type ProcessIdentity, isAlive, presence, self } from "../processes.js";
 
 /** Nothing is half-way for so long. */
 const HALF_WAY_MS = 24 * 3_600_000;
+/** What this store may leave behind when it is interrupted; anything else in the directory is not its own. */
+const HALF_WAY = /^[^.]+\.(?:json\.[^.]+\.tmp|claim(?:\.[^.]+)?(?:\.(?:dead|tmp))?)$/;
 
 interface Identified {
   readonly version: 1;
@@ -127,17 +129,22 @@ export class RunStore<T extends Identified> {
     }
   }
 
-  /** Removes what crashes have left half-way: drafts, and claims on what never came to be. */
+  /**
+   * Removes what crashes have left half-way: drafts, and claims on what never came to be. What does not let itself be
+   * removed, as on a network file system that hangs, must not keep the extension from its work.
+   */
   private tidy(): void {
-    for (const name of readdirSync(this.directory)) {
-      const path = join(this.directory, name);
-      const isOfARun =
-        name.endsWith(".json") || (name.endsWith(".claim") && existsSync(path.replace(/claim$/, "json")));
-      const writtenAt = statSync(path, { throwIfNoEntry: false })?.mtimeMs ?? Date.now();
-      if (!isOfARun && Date.now() - writtenAt > HALF_WAY_MS) {
-        rmSync(path, { force: true });
+    succeeds(() => {
+      for (const name of readdirSync(this.directory).filter((one) => HALF_WAY.test(one))) {
+        const path = join(this.directory, name);
+        succeeds(() => {
+          const isOfARun = name.endsWith(".claim") && existsSync(path.replace(/claim$/, "json"));
+          if (!isOfARun && Date.now() - statSync(path).mtimeMs > HALF_WAY_MS) {
+            rmSync(path);
+          }
+        });
       }
-    }
+    });
   }
 
   /** Moves an owner's claim aside; one that was laid down in the meantime is put back. */

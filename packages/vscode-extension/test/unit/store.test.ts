@@ -1,5 +1,5 @@
 import { fork, spawn, type ChildProcess } from "node:child_process";
-import { mkdtempSync, readFileSync, readdirSync, rmSync, utimesSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, utimesSync, writeFileSync } from "node:fs";
 import { hostname, tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
@@ -125,6 +125,13 @@ describe("a claim", () => {
 });
 
 describe("runs on disk", () => {
+  function makeOld(...names: readonly string[]): void {
+    const dayAgo = new Date(Date.now() - 25 * 3_600_000);
+    for (const name of names) {
+      utimesSync(join(directory, name), dayAgo, dayAgo);
+    }
+  }
+
   test("come back as they were written, and nothing else is left in the directory", () => {
     const store = new RunStore<{ version: 1; runId: string; value: number }>(directory);
     store.write({ version: 1, runId: "a", value: 1 });
@@ -141,12 +148,22 @@ describe("runs on disk", () => {
     for (const name of [...old, ...young]) {
       writeFileSync(join(directory, name), "{}");
     }
-    const dayAgo = new Date(Date.now() - 25 * 3_600_000);
-    old.forEach((name) => {
-      utimesSync(join(directory, name), dayAgo, dayAgo);
-    });
+    makeOld(...old);
     new RunStore(directory);
     expect(readdirSync(directory)).toEqual(["a.claim", "a.json", ...young]);
+  });
+
+  test("are found although something half-way cannot be removed; what is not the store's own stays", () => {
+    const old = ["a.claim.1", "notes", "notes.txt", "z.claim"];
+    for (const name of ["a.claim.1", "notes"]) {
+      mkdirSync(join(directory, name));
+    }
+    for (const name of ["notes.txt", "z.claim"]) {
+      writeFileSync(join(directory, name), "");
+    }
+    makeOld(...old);
+    expect(new RunStore(directory).list()).toEqual([]);
+    expect(readdirSync(directory)).toEqual(["a.claim.1", "notes", "notes.txt"]);
   });
 
   test("of another version, or damaged, are passed over", () => {
