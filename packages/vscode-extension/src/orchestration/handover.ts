@@ -78,8 +78,14 @@ export class Handover {
           : `Session ${session.session_id} went on as ${session.recovered_by}.`,
       );
     }
+    if (!force && session.status !== "failed") {
+      await this.checkUnattended(session);
+    }
+  }
+
+  private async checkUnattended(session: Session): Promise<void> {
     const presence = presenceBehind(session);
-    if (force || session.status === "failed" || presence === "dead") {
+    if (presence === "dead") {
       return;
     }
     if (presence === "alive") {
@@ -95,16 +101,24 @@ export class Handover {
     }
   }
 
-  /** Throws Refusal where somebody may be at work on the last of the sessions that this one led to. */
+  /**
+   * Throws Refusal where somebody may be at work on the last of the sessions that this one led to. That one of them was
+   * marked as failed says nothing of its process, which hears of that with its next heartbeat.
+   */
   async checkSilence(sessionId: string): Promise<void> {
-    const api = this.around.api();
-    let session = await api.session(sessionId);
-    while (session.recovered_by !== null) {
-      session = await api.session(session.recovered_by);
-    }
+    const session = await this.lastOf(await this.around.api().session(sessionId));
     if (session.status !== "completed") {
-      await this.checkAbandoned(session, false);
+      await this.checkUnattended(session);
     }
+  }
+
+  /** The last of the sessions that one led to. */
+  async lastOf(session: Session): Promise<Session> {
+    let last = session;
+    while (last.recovered_by !== null) {
+      last = await this.around.api().session(last.recovered_by);
+    }
+    return last;
   }
 
   /** A session that blocks the way of one that began while the API was away: one that nobody is behind gives way. */

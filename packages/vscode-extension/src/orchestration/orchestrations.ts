@@ -16,7 +16,7 @@ import { Handover } from "./handover.js";
 import { Orchestration, type OrchestrationRecord, type Places, type Screen, type State } from "./orchestration.js";
 import { GOODBYE, digestOf, titleOf } from "./outline.js";
 import { NO_WORKSPACE, Ownership, isKept } from "./ownership.js";
-import { Refusal } from "./refusal.js";
+import { ForAPerson, Refusal } from "./refusal.js";
 import { history, newTask, putBack, reconstruct } from "./restore.js";
 
 export interface Surroundings {
@@ -194,9 +194,10 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
 
   /**
    * Takes up a run that this machine left behind. With `force`, also one that another living process drives: that
-   * one stops. Throws Refusal, or ApiError where the API must be asked first and does not answer.
+   * one stops. Where nobody has asked for it, one whose session somebody has failed is kept for a person to decide.
+   * Throws Refusal, ForAPerson, or ApiError where the API must be asked first and does not answer.
    */
-  async continue(runId: string, force = false): Promise<Orchestration> {
+  async continue(runId: string, force = false, isAsked = true): Promise<Orchestration> {
     const courier = this.couriers.get(runId);
     if (courier !== undefined) {
       // This window itself is still reporting how the run ended before.
@@ -209,6 +210,9 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
       const run = this.store.read(runId);
       if (run === undefined) {
         throw new Refusal("This orchestration is not here any more.");
+      }
+      if (!isAsked) {
+        await this.checkNotFailed(run);
       }
       return await this.takeUp(run, claim, force);
     } catch (error) {
@@ -343,6 +347,32 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
     }
     courier.tracker.reconnect();
     return await courier.tracker.settle(PATIENCE_MS);
+  }
+
+  /** Throws ForAPerson where the last session of a run that has not ended was marked as failed: by somebody else. */
+  private async checkNotFailed(run: OrchestrationRecord): Promise<void> {
+    if (run.sessionId === undefined) {
+      return;
+    }
+    const session = await this.around
+      .api()
+      .session(run.sessionId)
+      .then((first) => this.handover.lastOf(first))
+      .catch((error: unknown) => {
+        if (ApiError.from(error).status === 404) {
+          return undefined;
+        }
+        throw error;
+      });
+    if (session?.status === "failed") {
+      // As its own window would have kept it.
+      const why = session.metadata["error_message"];
+      const reason = `session ${session.session_id} was marked as failed by somebody else`;
+      run.closed = "failed";
+      run.errorMessage = typeof why === "string" ? `${reason}: ${why}` : reason;
+      this.store.write(run);
+      throw new ForAPerson(run.errorMessage);
+    }
   }
 
   private async takeUp(run: OrchestrationRecord, claim: RunClaim, force: boolean): Promise<Orchestration> {

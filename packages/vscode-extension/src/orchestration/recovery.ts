@@ -10,7 +10,7 @@ import { since } from "../words.js";
 import type { OrchestrationRecord } from "./orchestration.js";
 import type { Orchestrations } from "./orchestrations.js";
 import { isKept } from "./ownership.js";
-import { Refusal } from "./refusal.js";
+import { ForAPerson, Refusal } from "./refusal.js";
 import { presenceBehind, titleOf } from "./outline.js";
 
 /** While another process holds a run of this folder, or the API is awaited: how often to look again. */
@@ -83,12 +83,22 @@ export class Recovery implements vscode.Disposable {
   }
 
   /** Takes up a run of this machine, and says what came of it. */
-  async continue(run: OrchestrationRecord, force = false): Promise<void> {
+  async continue(run: OrchestrationRecord, force = false, isAsked = true): Promise<void> {
     this.offered.add(run.runId);
     try {
-      this.orchestrations.showTerminal(await this.orchestrations.continue(run.runId, force));
+      this.orchestrations.showTerminal(await this.orchestrations.continue(run.runId, force, isAsked));
       this.wanted.delete(run.runId);
     } catch (error) {
+      if (error instanceof ForAPerson) {
+        this.wanted.delete(run.runId);
+        this.around.log.warn(`“${run.title}” does not go on by itself: ${error.message}`);
+        // As what it is now.
+        const kept = this.orchestrations.leftBehind(this.around.workspaces()).find(({ runId }) => runId === run.runId);
+        if (kept !== undefined) {
+          void this.offer(kept);
+        }
+        return;
+      }
       const failure = error instanceof Refusal ? error : ApiError.from(error);
       if (failure instanceof Refusal || failure.kind === "refused") {
         // Asking again would get the same answer.
@@ -116,14 +126,15 @@ export class Recovery implements vscode.Disposable {
     const workspaces = this.around.workspaces();
     for (const run of this.orchestrations.leftBehind(workspaces)) {
       if (this.wanted.has(run.runId)) {
-        await this.continue(run);
+        // Asked for, but who asked may not know what has become of it since.
+        await this.continue(run, false, isKept(run));
       } else if (!this.offered.has(run.runId)) {
         this.offered.add(run.runId);
         this.around.log.info(`“${run.title}” ${fate(run)}.`);
         const wish = this.around.wish();
         // What a person has paused, or failed, is for a person to resume.
         if (wish === "continue" && run.isPausedByPerson !== true && !isKept(run)) {
-          await this.continue(run);
+          await this.continue(run, false, false);
         } else if (wish !== "leave") {
           void this.offer(run);
         }

@@ -2,7 +2,7 @@ import type { Session } from "../api/client.js";
 
 /** Why something cannot be done, in words for the person who asked for it. */
 export class Refusal extends Error {
-  override readonly name = "Refusal";
+  override readonly name: string = "Refusal";
 
   constructor(
     message: string,
@@ -13,4 +13,9 @@ export class Refusal extends Error {
   ) {
     super(message);
   }
+}
+
+/** Somebody has ended it: whether it goes on is for a person to say. */
+export class ForAPerson extends Refusal {
+  override readonly name = "ForAPerson";
 }

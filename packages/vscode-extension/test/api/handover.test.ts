@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import type { Session } from "../../src/api/client.js";
 import type { Orchestration } from "../../src/orchestration/orchestration.js";
-import { Refusal } from "../../src/orchestration/refusal.js";
+import { ForAPerson, Refusal } from "../../src/orchestration/refusal.js";
 import { CommandLine } from "../rig/commandLine.js";
 import { Host } from "../rig/host.js";
 import { until } from "../rig/until.js";
@@ -26,11 +26,14 @@ import {
 } from "../rig/stage.js";
 
 let silent: Session;
+let failedAndSilent: Session;
 
 setStage();
 
 beforeAll(async () => {
   silent = await fallingSilent("silent");
+  failedAndSilent = await fallingSilent("failed-and-silent");
+  await backend.api().markFailed(failedAndSilent.session_id, "not tonight");
 });
 
 describe("a run that was put down", () => {
@@ -224,6 +227,27 @@ describe("a run that an operator has failed", () => {
   });
 });
 
+test("a run whose session somebody has failed since does not go on by itself, and is kept for a person", async () => {
+  const { run } = await host.start(project, [gated("first"), gated("second")]);
+  await begun("first");
+  await host.orchestrations.suspend(5_000);
+  await backend.api().markFailed(run.sessionId ?? "", "not tonight");
+  const next = new Host(backend.url, backend.key, host.machineId, host.directory);
+  await expect(next.orchestrations.continue(run.runId, false, false)).rejects.toBeInstanceOf(ForAPerson);
+  expect(await backend.api().session(run.sessionId ?? "")).toMatchObject({ status: "failed", recovered_by: null });
+  expect(next.orchestrations.leftBehind([host.workspace])).toMatchObject([
+    { runId: run.runId, closed: "failed", errorMessage: expect.stringContaining("not tonight") as string },
+  ]);
+  const orchestration = await next.orchestrations.continue(run.runId);
+  for (const name of ["first", "second"]) {
+    await begun(name);
+    open(name);
+  }
+  await until("it is over", () => orchestration.isOver);
+  await next.reported(orchestration);
+  expect(orchestration.state).toBe("completed");
+});
+
 describe("another window of this machine", () => {
   test("does not begin a plan of a project that is at work, although the API cannot say so", async () => {
     host.key = "not-the-key";
@@ -306,6 +330,27 @@ describe("a run of another host that shares the home directory", () => {
     await until("it is over", () => next.isOver);
     await here.reported(next);
     expect(await sessionOf(next)).toMatchObject({ status: "completed", recovered_from: sessionId });
+  });
+
+  test("is not taken because an operator has failed it, until it is silent too", async () => {
+    const { orchestration, sessionId } = await begunThere();
+    const { runId } = orchestration.run;
+    await backend.api().markFailed(sessionId, "not tonight");
+    expect(await offers()).toEqual({ leftBehind: [], elsewhere: [`${runId} another-host`] });
+    await expect(here.orchestrations.continue(runId)).rejects.toMatchObject({
+      canOverrule: true,
+      message: expect.stringContaining("It is failed on another-host") as string,
+    });
+    expect(orchestration.state).toBe("running");
+
+    const file = join(host.runs, `${runId}.json`);
+    const run = JSON.parse(readFileSync(file, "utf8")) as object;
+    writeFileSync(file, JSON.stringify({ ...run, sessionId: failedAndSilent.session_id }));
+    await until("it is silent", async () => {
+      const health = await backend.api().health(failedAndSilent.session_id);
+      return health.time_since_heartbeat_ms > health.stall_threshold_ms;
+    });
+    expect(await offers()).toEqual({ leftBehind: [runId], elsewhere: [] });
   });
 
   test("is reported from here where it ended unheard, and its host has fallen silent", async () => {
