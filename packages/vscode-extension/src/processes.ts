@@ -35,6 +35,11 @@ export function presence(identity: ProcessIdentity): Presence {
   return identify(identity.pid)?.started === identity.started ? "alive" : "dead";
 }
 
+/** Whether a process was started since this system was, in whatever container. */
+export function isOfThisBoot({ place: there }: ProcessIdentity): boolean {
+  return there.split(" ", 1)[0] === place().split(" ", 1)[0];
+}
+
 export function isAlive(identity: ProcessIdentity): boolean {
   return presence(identity) === "alive";
 }

@@ -17,7 +17,7 @@ import {
 } from "node:fs";
 import { hostname } from "node:os";
 import { join } from "node:path";
-import { type ProcessIdentity, isAlive, presence, self } from "../processes.js";
+import { type ProcessIdentity, isAlive, isOfThisBoot, presence, self } from "../processes.js";
 
 /** Nothing is half-way for so long. */
 const HALF_WAY_MS = 24 * 3_600_000;
@@ -38,11 +38,17 @@ export interface Owner extends ProcessIdentity {
 }
 
 /**
- * The other host that an owner is on; undefined where it is on this one. What cannot be seen on this very host ended
- * when the system did, or its container; on another one it may live.
+ * The host of an owner that cannot be seen from here and may live: another one, or this one where the owner is in
+ * another container of the same boot. Undefined where it can be seen, or ended when this host was booted anew.
  */
 export function otherHost(owner: Owner): string | undefined {
-  return presence(owner) === "unseen" && owner.hostname !== hostname() ? owner.hostname : undefined;
+  if (presence(owner) !== "unseen") {
+    return undefined;
+  }
+  if (isOfThisBoot(owner)) {
+    return owner.hostname ?? hostname();
+  }
+  return owner.hostname === hostname() ? undefined : owner.hostname;
 }
 
 function mayLive(owner: Owner): boolean {
@@ -118,6 +124,10 @@ export class RunStore<T extends Identified> {
           return claim;
         }
         const holder = this.readClaim(runId);
+        if (holder?.nonce === mine.nonce) {
+          // On a network file system: it was done, the answer was lost, and to ask again found the link there.
+          return claim;
+        }
         if (holder !== undefined && mayLive(holder) && holder.nonce !== overruled?.nonce) {
           return undefined;
         }

@@ -85,6 +85,15 @@ describe("a claim", () => {
     expect(mine?.held).toBe(true);
   });
 
+  test("of another container of this boot is left alone, although it has the same hostname", () => {
+    store();
+    const [boot] = self().place.split(" ");
+    const theirs = { ...self(), place: `${boot ?? ""} pid:[1]`, hostname: hostname(), nonce: "theirs" };
+    writeFileSync(join(directory, "r.claim"), JSON.stringify(theirs));
+    expect(store().claim("r")).toBeUndefined();
+    expect(otherHost(theirs)).toBe(hostname());
+  });
+
   test("that is not readable is nobody's", () => {
     store();
     writeFileSync(join(directory, "r.claim"), "{");
