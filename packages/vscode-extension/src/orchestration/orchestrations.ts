@@ -167,6 +167,18 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
     await tracker.settle(PATIENCE_MS);
   }
 
+  /** Drops what is kept of a run that somebody has failed. Throws Refusal where somebody has gone on with it since. */
+  giveUp(runId: string): void {
+    const claim = this.ownership.claim(runId);
+    const run = this.store.read(runId);
+    if (run === undefined || isKept(run)) {
+      this.store.delete(runId);
+      return;
+    }
+    claim.release();
+    throw new Refusal("It has been gone on with in the meantime.");
+  }
+
   /** Sends what runs that have ended could not report while their window lived. */
   reportFinished(): void {
     for (const run of this.store.list()) {

@@ -91,9 +91,9 @@ export class Ownership {
   }
 
   /** A plan that is begun anew will not be gone on with where an operator had ended it. */
-  dropKept({ projectId, workspace }: OrchestrationRecord): void {
+  dropKept(begun: OrchestrationRecord): void {
     for (const run of this.store.list()) {
-      if (isKept(run) && run.projectId === projectId && run.workspace === workspace && this.owner(run) === undefined) {
+      if (isKept(run) && isOfSamePlan(run, begun) && this.owner(run) === undefined) {
         this.store.delete(run.runId);
       }
     }
@@ -120,6 +120,17 @@ export class Ownership {
       throw error;
     }
   }
+}
+
+function isOfSamePlan(one: OrchestrationRecord, other: OrchestrationRecord): boolean {
+  const path = (run: OrchestrationRecord): unknown => run.metadata["plan_path"];
+  // Where one was recovered from a session of another tool, its title is all there is to compare.
+  const isNamed = path(one) !== undefined && path(other) !== undefined;
+  return (
+    one.projectId === other.projectId &&
+    one.workspace === other.workspace &&
+    (isNamed ? path(one) === path(other) : one.title === other.title)
+  );
 }
 
 /** An owner, as the beginning of a sentence about what it does. */

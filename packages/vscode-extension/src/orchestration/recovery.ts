@@ -157,9 +157,12 @@ export class Recovery implements vscode.Disposable {
     if (answer === goOn) {
       await this.continue(run);
     } else if (answer === "Give Up") {
-      await this.orchestrations.abandon(run.runId, "given up").catch((error: unknown) => {
-        void vscode.window.showWarningMessage(`“${run.title}” is not given up: ${String(error)}`);
-      });
+      try {
+        this.orchestrations.giveUp(run.runId);
+      } catch (error) {
+        const why = error instanceof Refusal ? error.message : String(error);
+        void vscode.window.showWarningMessage(`“${run.title}” is not given up: ${why}`);
+      }
     }
   }
 

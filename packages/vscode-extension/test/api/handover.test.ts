@@ -210,11 +210,13 @@ describe("a run that an operator has failed", () => {
     const first = await failed();
     // In its own window, a notification has said so.
     expect([offers(host), offers(next)]).toEqual([[], [first]]);
-    await next.orchestrations.abandon(first, "given up");
+    next.orchestrations.giveUp(first);
     expect([offers(next), kept()]).toEqual([[], []]);
 
     expect(offers(next)).toEqual([]);
     const second = await failed();
+    expect(offers(next)).toEqual([second]);
+    await ended(await host.start(project, [{ name: "other", command: "true" }], "other.toml"));
     expect(offers(next)).toEqual([second]);
     await ended(await host.start(project, [{ name: "anew", command: "true" }]));
     expect([offers(next), kept()]).toEqual([[], []]);
@@ -225,6 +227,25 @@ describe("a run that an operator has failed", () => {
     utimesSync(join(host.runs, `${third}.json`), monthAgo, monthAgo);
     expect([offers(next), kept()]).toEqual([[], []]);
   });
+});
+
+test("a run that was failed is not given up where another window has gone on with it meanwhile", async () => {
+  const { run } = await host.start(project, [gated("first")]);
+  await begun("first");
+  await host.orchestrations.suspend(5_000);
+  await backend.api().markFailed(run.sessionId ?? "", "not tonight");
+  const next = new Host(backend.url, backend.key, host.machineId, host.directory);
+  await expect(host.orchestrations.continue(run.runId, false, false)).rejects.toBeInstanceOf(ForAPerson);
+  await next.orchestrations.continue(run.runId);
+  expect(() => {
+    host.orchestrations.giveUp(run.runId);
+  }).toThrow("at work on it");
+  await begun("first");
+  await next.orchestrations.suspend(5_000);
+  expect(() => {
+    host.orchestrations.giveUp(run.runId);
+  }).toThrow("gone on with in the meantime");
+  expect(host.orchestrations.leftBehind([host.workspace]).map(({ runId }) => runId)).toEqual([run.runId]);
 });
 
 test("a run whose session somebody has failed since does not go on by itself, and is kept for a person", async () => {

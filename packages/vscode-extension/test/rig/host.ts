@@ -55,8 +55,8 @@ export class Host {
     });
   }
 
-  async start(projectId: string, tasks: readonly TaskDefinition[]): Promise<Orchestration> {
-    const plan: Plan = { path: join(this.workspace, "plan.toml"), projectId, name: projectId, tasks };
+  async start(projectId: string, tasks: readonly TaskDefinition[], file = "plan.toml"): Promise<Orchestration> {
+    const plan: Plan = { path: join(this.workspace, file), projectId, name: projectId, tasks };
     return await this.orchestrations.start(plan, this.workspace);
   }
 
