@@ -172,14 +172,21 @@ async function start(around: CommandSurroundings, uri: vscode.Uri | undefined): 
   await begin(around, reading.plan, workspace);
 }
 
-async function begin(around: CommandSurroundings, plan: Plan, workspace: string): Promise<void> {
+async function begin(around: CommandSurroundings, plan: Plan, workspace: string, force = false): Promise<void> {
   try {
     const orchestration = await vscode.window.withProgress(
       { location: vscode.ProgressLocation.Window, title: `Starting “${plan.name}”` },
-      () => around.orchestrations.start(plan, workspace),
+      () => around.orchestrations.start(plan, workspace, force),
     );
     around.orchestrations.showTerminal(orchestration);
   } catch (error) {
+    if (error instanceof Refusal && error.existing === undefined && error.canOverrule) {
+      // The API, which would know, is away.
+      if ((await vscode.window.showWarningMessage(error.message, "Begin Anyway")) !== undefined) {
+        await begin(around, plan, workspace, true);
+      }
+      return;
+    }
     if (!(error instanceof Refusal) || error.existing === undefined) {
       throw error;
     }

@@ -85,8 +85,8 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
     this.running.get(orchestration.run.runId)?.screen.show();
   }
 
-  /** Begins a plan. Throws Refusal. */
-  async start(plan: Plan, workspace: string): Promise<Orchestration> {
+  /** Begins a plan; with `force`, also where another host may be at work on its project. Throws Refusal. */
+  async start(plan: Plan, workspace: string, force = false): Promise<Orchestration> {
     const { projectId } = plan;
     if (this.starting.has(projectId) || this.live.some(({ run }) => run.projectId === projectId)) {
       throw new Refusal(`Project ${projectId} is being worked on in this window already.`);
@@ -94,7 +94,7 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
     // While the API is away, a start takes long enough for a person to try again.
     this.starting.add(projectId);
     try {
-      return await this.begin(plan, workspace);
+      return await this.begin(plan, workspace, force);
     } finally {
       this.starting.delete(projectId);
     }
@@ -134,9 +134,9 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
     });
   }
 
-  /** Asks the API about the runs whose owners are on other hosts: one that has fallen silent has left its run behind. */
-  async lookAtOtherHosts(): Promise<void> {
-    await this.ownership.lookAtOtherHosts();
+  /** Asks the API about the runs of these folders whose owners are on other hosts: one that has fallen silent has left its run behind. */
+  async lookAtOtherHosts(workspaces: readonly string[]): Promise<void> {
+    await this.ownership.lookAtOtherHosts(workspaces);
   }
 
   /** The sessions that this machine's runs stand for. */
@@ -299,7 +299,7 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
     });
   }
 
-  private async begin(plan: Plan, workspace: string): Promise<Orchestration> {
+  private async begin(plan: Plan, workspace: string, force: boolean): Promise<Orchestration> {
     const runId = randomUUID();
     const run: OrchestrationRecord = {
       version: 1,
@@ -316,13 +316,13 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
     const claim = this.ownership.claim(runId);
     this.store.write(run);
     const tracker = this.track(run, claim);
-    await this.establish(run, claim, tracker);
+    await this.establish(run, claim, tracker, force);
     this.ownership.dropKept(run);
     return this.drive(run, claim, tracker);
   }
 
   /** Creates the session, or lets the work begin without one where the API cannot say. Throws Refusal. */
-  private async establish(run: OrchestrationRecord, claim: RunClaim, tracker: Tracker): Promise<void> {
+  private async establish(run: OrchestrationRecord, claim: RunClaim, tracker: Tracker, force = false): Promise<void> {
     let established = await tracker.establish();
     if (established.kind === "conflict" && (await this.hasSettled(established.existing))) {
       established = await tracker.establish();
@@ -339,9 +339,11 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
       }
       try {
         this.ownership.checkAlone(run);
-      } catch (refusal) {
-        this.forget(run, claim, tracker);
-        throw refusal;
+      } catch (error) {
+        if (!force || !(error instanceof Refusal) || !error.canOverrule) {
+          this.forget(run, claim, tracker);
+          throw error;
+        }
       }
       this.around.log.warn(`“${run.title}” begins untracked; what happens will be reported when the API answers.`);
     }

@@ -19,6 +19,9 @@ export function isKept(run: OrchestrationRecord): boolean {
   return run.closed === "failed" && run.workspace !== NO_WORKSPACE;
 }
 
+/** After that long without a word on disk, a run of another host that the API knows nothing of has been left behind. */
+const QUIET_MS = 24 * 3_600_000;
+
 export class Ownership {
   /** Owners on other hosts that were gone when the API was last asked about them, by their nonces. */
   private silent: ReadonlySet<string> = new Set();
@@ -29,9 +32,14 @@ export class Ownership {
   ) {}
 
   /** The process that drives a run, or may do so: none that is known to be gone. */
-  owner({ runId }: OrchestrationRecord): Owner | undefined {
-    const owner = this.store.owner(runId);
-    return owner === undefined || this.silent.has(owner.nonce) ? undefined : owner;
+  owner(run: OrchestrationRecord): Owner | undefined {
+    const owner = this.store.owner(run.runId);
+    if (owner === undefined || this.silent.has(owner.nonce)) {
+      return undefined;
+    }
+    // The API cannot be asked about a run that it has not heard of.
+    const isForgotten = otherHost(owner) !== undefined && run.sessionId === undefined && this.isQuiet(run.runId);
+    return isForgotten ? undefined : owner;
   }
 
   /** The claim on a run. Throws Refusal where another process has it. */
@@ -46,11 +54,10 @@ export class Ownership {
   /** The same for a run that nobody drives: an owner on another host is asked about. Throws Refusal or ApiError. */
   async claimLeftBehind(runId: string): Promise<RunClaim> {
     const owner = this.store.owner(runId);
-    const sessionId = this.store.read(runId)?.sessionId;
-    if (owner === undefined || otherHost(owner) === undefined || sessionId === undefined) {
+    const run = this.store.read(runId);
+    if (owner === undefined || otherHost(owner) === undefined || run === undefined || !(await this.checkGone(run))) {
       return this.claim(runId);
     }
-    await this.handover.checkSilence(sessionId);
     return this.claim(runId, owner);
   }
 
@@ -67,16 +74,18 @@ export class Ownership {
     return this.claim(sessionId, force && owner !== undefined && otherHost(owner) !== undefined ? owner : undefined);
   }
 
-  /** Asks the API about the runs whose owners are on other hosts: one that has fallen silent has left its run behind. */
-  async lookAtOtherHosts(): Promise<void> {
-    const silent = new Set<string>();
-    for (const run of this.store.list()) {
-      const owner = this.store.owner(run.runId);
-      if (owner !== undefined && otherHost(owner) !== undefined && (await this.isSilent(run))) {
-        silent.add(owner.nonce);
-      }
-    }
-    this.silent = silent;
+  /** Asks the API about the runs of these folders whose owners are on other hosts: one that has fallen silent has left its run behind. */
+  async lookAtOtherHosts(workspaces: readonly string[]): Promise<void> {
+    const silent = await Promise.all(
+      this.store.list().map(async (run) => {
+        const owner = this.store.owner(run.runId);
+        const isAsked = run.workspace === NO_WORKSPACE || workspaces.includes(run.workspace);
+        return owner !== undefined && otherHost(owner) !== undefined && isAsked && (await this.isGone(run, owner))
+          ? [owner.nonce]
+          : [];
+      }),
+    );
+    this.silent = new Set(silent.flat());
   }
 
   /** While the API does not say who is at work on a project, the runs on disk do. Throws Refusal. */
@@ -85,7 +94,12 @@ export class Ownership {
       const isOfProject = other.projectId === projectId && other.machineId === machineId && other.runId !== runId;
       const owner = isOfProject && other.status === "active" ? this.owner(other) : undefined;
       if (owner !== undefined) {
-        throw new Refusal(`${subject(owner)} at work on project ${projectId}.`);
+        // What can be seen from here lives, and can be ended where it is.
+        throw new Refusal(
+          `${subject(owner)} at work on project ${projectId}.`,
+          undefined,
+          otherHost(owner) !== undefined,
+        );
       }
     }
   }
@@ -106,19 +120,34 @@ export class Ownership {
     return isOver && Date.now() - this.store.writtenAt(run.runId) > KEPT_MS && (owner === undefined || !isAlive(owner));
   }
 
-  private async isSilent({ sessionId }: OrchestrationRecord): Promise<boolean> {
-    if (sessionId === undefined) {
-      return false;
-    }
+  /** Whether an owner on another host is gone; where the API does not say, what it said before holds. */
+  private async isGone(run: OrchestrationRecord, owner: Owner): Promise<boolean> {
     try {
-      await this.handover.checkSilence(sessionId);
-      return true;
+      return await this.checkGone(run);
     } catch (error) {
-      if (error instanceof Refusal || ApiError.from(error).kind === "refused") {
-        return false;
-      }
-      throw error;
+      const isAnswer = error instanceof Refusal || ApiError.from(error).kind === "refused";
+      return !isAnswer && this.silent.has(owner.nonce);
     }
+  }
+
+  /** Whether the owner of a run on another host is gone. Throws Refusal where the API says that it may be at work. */
+  private async checkGone({ runId, sessionId }: OrchestrationRecord): Promise<boolean> {
+    try {
+      if (sessionId !== undefined) {
+        await this.handover.checkSilence(sessionId);
+        return true;
+      }
+    } catch (error) {
+      if (error instanceof Refusal || ApiError.from(error).status !== 404) {
+        throw error;
+      }
+    }
+    // The API knows nothing of it, and never will where its host does not come back.
+    return this.isQuiet(runId);
+  }
+
+  private isQuiet(runId: string): boolean {
+    return Date.now() - this.store.touchedAt(runId) > QUIET_MS;
   }
 }
 

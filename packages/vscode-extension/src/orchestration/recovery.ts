@@ -104,7 +104,14 @@ export class Recovery implements vscode.Disposable {
         // Asking again would get the same answer.
         this.wanted.delete(run.runId);
         this.around.log.warn(`“${run.title}” is not continued: ${failure.message}`);
-        void vscode.window.showWarningMessage(`“${run.title}” is not continued: ${failure.message}`);
+        const actions = failure instanceof Refusal && failure.canOverrule && !force ? ["Take Over"] : [];
+        void vscode.window
+          .showWarningMessage(`“${run.title}” is not continued: ${failure.message}`, ...actions)
+          .then(async (answer) => {
+            if (answer !== undefined) {
+              await this.continue(run, true);
+            }
+          });
         return;
       }
       if (failure.kind === "unauthorized") {
@@ -183,7 +190,7 @@ export class Recovery implements vscode.Disposable {
     if (!(await this.around.hasKey())) {
       return;
     }
-    await this.orchestrations.lookAtOtherHosts();
+    await this.orchestrations.lookAtOtherHosts(this.around.workspaces());
     // What they have left behind.
     await this.lookHere();
     if (this.around.wish() === "leave") {

@@ -90,7 +90,12 @@ export class RunStore<T extends Identified> {
 
   /** When a run was last written, in milliseconds. */
   writtenAt(runId: string): number {
-    return statSync(this.path(runId, "json"), { throwIfNoEntry: false })?.mtimeMs ?? Date.now();
+    return lastChange(this.path(runId, "json")) ?? Date.now();
+  }
+
+  /** When it was last written or claimed. */
+  touchedAt(runId: string): number {
+    return Math.max(this.writtenAt(runId), lastChange(this.path(runId, "claim")) ?? 0);
   }
 
   /** The process that drives a run: it lives, or is on another host and may live. */
@@ -208,6 +213,14 @@ function parseClaim(path: string): Owner | undefined {
     return typeof claim.pid === "number" && typeof claim.started === "string" && typeof claim.nonce === "string"
       ? (claim as Owner)
       : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+function lastChange(path: string): number | undefined {
+  try {
+    return statSync(path).mtimeMs;
   } catch {
     return undefined;
   }

@@ -1,4 +1,5 @@
 /** Who may take up whose work, with the real API to say so: put down, left behind, of others, or ended by somebody else. */
+import { randomUUID } from "node:crypto";
 import { existsSync, readFileSync, readdirSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
@@ -317,7 +318,7 @@ describe("a run of another host that shares the home directory", () => {
 
   /** Which runs are offered here, as left behind and as at work elsewhere, once the API has been asked. */
   async function offers(): Promise<object> {
-    await here.orchestrations.lookAtOtherHosts();
+    await here.orchestrations.lookAtOtherHosts([host.workspace]);
     return {
       leftBehind: here.orchestrations.leftBehind([host.workspace]).map(({ runId }) => runId),
       elsewhere: here.orchestrations
@@ -374,6 +375,48 @@ describe("a run of another host that shares the home directory", () => {
     expect(await offers()).toEqual({ leftBehind: [runId], elsewhere: [] });
   });
 
+  test("stays what the API has last said of it while the API is away, and is none of another folder's window", async () => {
+    const { orchestration, sessionId } = await begunThere();
+    const leftBehind = { leftBehind: [orchestration.run.runId], elsewhere: [] };
+    await backend.api().markStalled(sessionId);
+    expect(await offers()).toEqual(leftBehind);
+    here.url = NOWHERE;
+    expect(await offers()).toEqual(leftBehind);
+    const another = new Host(backend.url, backend.key, host.machineId, host.directory);
+    await another.orchestrations.lookAtOtherHosts([join(host.workspace, "another-folder")]);
+    expect(another.orchestrations.leftBehind([host.workspace])).toEqual([]);
+  });
+
+  test.each([
+    ["has never heard", undefined],
+    ["does not know any more", randomUUID()],
+  ])("of which the API %s counts as left behind after a day without a word on disk", async (_, unknown) => {
+    const { orchestration } = await begunThere();
+    const { runId } = orchestration.run;
+    const file = join(host.runs, `${runId}.json`);
+    const run = JSON.parse(readFileSync(file, "utf8")) as object;
+    writeFileSync(file, JSON.stringify({ ...run, sessionId: unknown }));
+    const dayAgo = new Date(Date.now() - 25 * 3_600_000);
+    utimesSync(file, dayAgo, dayAgo);
+    expect(await offers()).toEqual({ leftBehind: [], elsewhere: [`${runId} another-host`] });
+    await expect(here.orchestrations.continue(runId)).rejects.toMatchObject({ canOverrule: true });
+    utimesSync(claimOf(orchestration), dayAgo, dayAgo);
+    expect(await offers()).toEqual({ leftBehind: [runId], elsewhere: [] });
+  });
+
+  test("is in the way of its project while the API is away, unless a person says that it is not", async () => {
+    await begunThere();
+    here.key = "not-the-key";
+    const plan = { path: "other.toml", projectId: project, name: "other", tasks: [{ name: "only", command: "true" }] };
+    await expect(here.orchestrations.start(plan, host.workspace)).rejects.toMatchObject({
+      canOverrule: true,
+      message: expect.stringContaining("on another-host") as string,
+    });
+    const orchestration = await here.orchestrations.start(plan, host.workspace, true);
+    await until("it is over", () => orchestration.isOver);
+    expect(orchestration.state).toBe("completed");
+  });
+
   test("is reported from here where it ended unheard, and its host has fallen silent", async () => {
     const { orchestration, sessionId } = await begunThere();
     host.url = NOWHERE;
@@ -381,13 +424,13 @@ describe("a run of another host that shares the home directory", () => {
     await begun("second");
     open("second");
     await until("it is over", () => orchestration.isOver);
-    await here.orchestrations.lookAtOtherHosts();
+    await here.orchestrations.lookAtOtherHosts([host.workspace]);
     here.orchestrations.reportFinished();
     expect(readFileSync(claimOf(orchestration), "utf8")).toContain("another-host");
     expect(await backend.api().session(sessionId)).toMatchObject({ status: "active" });
 
     await backend.api().markStalled(sessionId);
-    await here.orchestrations.lookAtOtherHosts();
+    await here.orchestrations.lookAtOtherHosts([host.workspace]);
     here.orchestrations.reportFinished();
     await until("the API knows", async () => (await backend.api().session(sessionId)).status === "completed");
     expect((await tasksOf(orchestration)).map(({ status }) => status)).toEqual(["completed", "completed"]);
