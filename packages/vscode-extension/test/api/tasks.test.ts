@@ -1,5 +1,5 @@
 /** How the tasks of a plan are carried out, against the real API: what they leave, and how they end. */
-import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { identify } from "../../src/processes.js";
@@ -15,6 +15,31 @@ describe("a task", () => {
     await ended(orchestration);
     const [task] = await tasksOf(orchestration);
     expect(read("ids")).toBe(`${task?.session_id ?? ""} ${task?.task_id ?? ""}`);
+  });
+
+  test("does not find the API's key in its environment, and nobody else can read what is kept of it", async () => {
+    process.env["CLAUDE_PROJECTS_API_KEY"] = backend.key;
+    let runId: string;
+    try {
+      const orchestration = await host.start(project, [{ name: "looks", command: "env > found" }, gated("second")]);
+      await begun("second");
+      ({ runId } = orchestration.run);
+    } finally {
+      delete process.env["CLAUDE_PROJECTS_API_KEY"];
+    }
+    expect(read("found")).toContain("CLAUDE_PROJECTS_TASK_ID=");
+    expect(read("found")).not.toContain(backend.key);
+    const mode = (path: string): string => (statSync(path).mode & 0o777).toString(8);
+    const output = join(host.directory, "output");
+    const files = [
+      ...["json", "claim"].map((suffix) => join(host.runs, `${runId}.${suffix}`)),
+      ...readdirSync(output).map((name) => join(output, name)),
+    ];
+    expect(files).toHaveLength(4);
+    expect(files.map(mode)).toEqual(files.map(() => "600"));
+    expect([host.runs, output].map(mode)).toEqual(["700", "700"]);
+    expect(files.filter((path) => readFileSync(path, "utf8").includes(backend.key))).toEqual([]);
+    open("second");
   });
 
   test("of Claude's fails where its report says so, whatever its exit code, and its answer is the reason", async () => {

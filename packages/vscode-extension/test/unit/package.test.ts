@@ -25,11 +25,17 @@ const PACKAGE = join(import.meta.dirname, "../..");
 const README = readFileSync(join(PACKAGE, "README.md"), "utf8");
 const MANIFEST = JSON.parse(readFileSync(join(PACKAGE, "package.json"), "utf8")) as {
   readonly dependencies?: unknown;
+  readonly capabilities: {
+    readonly untrustedWorkspaces: {
+      readonly supported: unknown;
+      readonly restrictedConfigurations: readonly string[];
+    };
+  };
   readonly contributes: {
     readonly commands: readonly { readonly command: string; readonly title: string }[];
     readonly configuration: {
       readonly properties: Readonly<
-        Record<string, { readonly markdownDescription?: string; readonly default: unknown }>
+        Record<string, { readonly markdownDescription?: string; readonly default: unknown; readonly scope?: string }>
       >;
     };
     readonly menus: Readonly<Record<string, readonly MenuItem[]>>;
@@ -52,6 +58,15 @@ describe("the manifest", () => {
       const shown = fallback === "" ? "" : typeof fallback === "string" ? `\`${fallback}\`` : String(fallback);
       expect(README).toContain(`| \`${name}\` | ${shown}${shown === "" ? "" : " "}|`);
     }
+  });
+
+  test("lets no repository say where the key is sent, nor what goes on by itself before it is trusted", () => {
+    const ofTheMachine = Object.entries(configuration.properties).filter(([, { scope }]) => scope === "machine");
+    expect(ofTheMachine.map(([name]) => name)).toEqual(["claudeProjects.apiUrl", "claudeProjects.machineId"]);
+    expect(README).toMatch(/`claudeProjects\.apiUrl` \|.*A workspace cannot set it/);
+    const { untrustedWorkspaces } = MANIFEST.capabilities;
+    expect(untrustedWorkspaces.supported).toBe("limited");
+    expect(untrustedWorkspaces.restrictedConfigurations).toContain("claudeProjects.leftBehind");
   });
 
   test("has every command of the palette in the README, and every link to a command leads to one", () => {
