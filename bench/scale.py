@@ -1,7 +1,7 @@
 """How the cost of a request grows with what is stored, with silence, and with the number of processes.
 
     .venv/bin/python bench/scale.py [--sizes 100,10000,1000000] [--stalled 100000] [--processes 1,2,4,8]
-                                    [--seconds 2] [--explain DIRECTORY]
+                                    [--seconds 2] [--explain DIRECTORY] [--only ROW]
 
 Three parts, each on a real mongod and a real `serve`. Sizes: the same requests with more and more sessions
 stored, a thousand of which have a hundred tasks each; one in a hundred is live, the others have ended, as it
@@ -40,6 +40,8 @@ BATCH = 5_000
 CONCURRENCY = 8
 WITH_TASKS = 1_000
 TASKS_EACH = 100
+OPEN_TASK = "one of a live session"
+"""Each has one; what has ended gets no further transitions."""
 PATIENCE = timedelta(days=1)
 """Nobody falls silent while all this is stored."""
 LIVE_SHARE = 100
@@ -81,25 +83,29 @@ def fill(database: Any, start: int, end: int) -> None:
         database["sessions"],
         (session(number, now=now, live=number % LIVE_SHARE == 0) for number in range(start, end)),
     )
-    owners = database["sessions"].find({}, {"session_id": 1, "project_id": 1}).sort("_id", 1)
+    fields = {"session_id": 1, "project_id": 1}
+    live = database["sessions"].find({"status": "active"}, fields).sort("_id", 1)
+    owners = database["sessions"].find({}, fields).sort("_id", 1)
     lacking = max(0, min(end, WITH_TASKS) - start)
     chosen = list(owners.skip(start).limit(lacking)) if lacking else []  # a limit of 0 is none
     stamp = Stamp(now, "key:bench")
+
+    def task(owner: Document, name: str) -> Document:
+        return tasks.new_document(
+            stamp,
+            session_id=owner["session_id"],
+            project_id=owner["project_id"],
+            task_name=name,
+            github_issue_id=None,
+            metadata_={},
+        )
+
     filled(
         database["tasks"],
-        (
-            tasks.new_document(
-                stamp,
-                session_id=owner["session_id"],
-                project_id=owner["project_id"],
-                task_name=f"task {number}",
-                github_issue_id=None,
-                metadata_={},
-            )
-            for owner in chosen
-            for number in range(TASKS_EACH)
-        ),
+        (task(owner, f"task {number}") for owner in chosen for number in range(TASKS_EACH)),
     )
+    before = -(-start // LIVE_SHARE)
+    filled(database["tasks"], (task(owner, OPEN_TASK) for owner in live.skip(before)))
 
 
 def scenarios(database: Any) -> dict[str, Request]:
@@ -108,6 +114,10 @@ def scenarios(database: Any) -> dict[str, Request]:
     random.Random(1).shuffle(live)  # noqa: S311 - an order, not a secret
     some_task = database["tasks"].find_one({})
     assert some_task is not None
+
+    open_tasks = [
+        one["task_id"] for one in database["tasks"].find({"task_name": OPEN_TASK}, {"task_id": 1}).limit(2000)
+    ]
 
     def get(path: str) -> Request:
         async def request(connection: Connection, _number: int) -> Answer:
@@ -121,6 +131,11 @@ def scenarios(database: Any) -> dict[str, Request]:
     async def read(connection: Connection, number: int) -> Answer:
         return await connection.request("GET", f"/api/sessions/{live[number % len(live)]}")
 
+    async def transition(connection: Connection, number: int) -> Answer:
+        # Blocked may be said again and again.
+        path = f"/api/tasks/{open_tasks[number % len(open_tasks)]}"
+        return await connection.request("PATCH", path, {"status": "blocked"})
+
     async def create(connection: Connection, _number: int) -> Answer:
         body = {"project_id": "bench", "machine_id": str(uuid.uuid4())}
         return await connection.request("POST", "/api/sessions", body)
@@ -130,6 +145,7 @@ def scenarios(database: Any) -> dict[str, Request]:
         "read a session": read,
         "read a task": get(f"/api/tasks/{some_task['task_id']}"),
         "create a session": create,
+        "task transition": transition,
         "list of a project": get("/api/sessions?project_id=project-7&limit=20"),
         "list of the live": get("/api/sessions?status=active&limit=20"),
         "list of all": get("/api/sessions?limit=20"),
@@ -145,7 +161,7 @@ async def scan(connection: Connection, _number: int) -> Answer:
     return await connection.request("POST", "/api/sessions/detect-failures")
 
 
-def sizes(wanted: list[int], seconds: float, explain: Path | None) -> str:
+def sizes(wanted: list[int], seconds: float, explain: Path | None, only: list[str] | None) -> str:
     """The first part; a table of milliseconds (and CPU of server and mongod together) by size."""
     columns: dict[int, dict[str, str]] = {}
     patient = {"SCHEDULER": "off", "STALL_THRESHOLD_MS": str(PATIENCE // timedelta(milliseconds=1))}
@@ -161,6 +177,8 @@ def sizes(wanted: list[int], seconds: float, explain: Path | None) -> str:
             print(f"{size} sessions stored after {time.monotonic() - begun:.0f} s", flush=True)
             columns[size] = {}
             for name, request in {**scenarios(database), "stall scan, nobody silent": scan}.items():
+                if only and name not in only:
+                    continue
                 found = asyncio.run(
                     bench_harness.measure(
                         port, server, psutil.Process(mongod.pid), request, seconds, CONCURRENCY
@@ -170,6 +188,7 @@ def sizes(wanted: list[int], seconds: float, explain: Path | None) -> str:
                 columns[size][name] = (
                     f"{found.p50_ms:.1f} ms, {used / 1000:.2f} ms CPU, p95 {found.p95_ms:.1f}"
                 )
+            columns[size]["memory of the server"] = f"{server.memory_info().rss / 1e6:.0f} MB"
             database["sessions"].delete_many({"project_id": "bench"})
         if explain:
             write_plans(database, explain)
@@ -404,9 +423,10 @@ def main() -> None:
     parser.add_argument("--processes", type=numbers, default=[1, 2, 4, 8], help="empty to leave it out")
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--explain", type=Path)
+    parser.add_argument("--only", action="append", metavar="ROW", help="of the sizes no other; repeatable")
     options = parser.parse_args()
     if options.sizes:
-        print(sizes(options.sizes, options.seconds, options.explain), end="\n\n", flush=True)
+        print(sizes(options.sizes, options.seconds, options.explain, options.only), end="\n\n", flush=True)
     if options.stalled:
         print(silence(options.stalled, options.seconds), end="\n\n", flush=True)
     if options.processes:
