@@ -99,7 +99,7 @@ def driver_alone(
     return bench_harness.of_latencies(found["latencies"], found["elapsed"], found["cpu"], used)
 
 
-def run(seconds: float, rounds: int, concurrency: int = 32, only: list[str] | None = None) -> dict[str, Any]:
+def run(seconds: float, rounds: int, concurrency: int, only: list[str] | None) -> dict[str, Any]:
     """Everything, or the scenarios in `only`: start, measure in rounds, stop."""
     with bench_harness.mongod() as mongod, bench_harness.serve(mongod.uri, SCHEDULER="off") as (server, port):
         bare_port = free_port()

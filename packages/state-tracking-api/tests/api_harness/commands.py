@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
 
 from pymongo import monitoring
+
+from api_harness.api import uuid4
+from state_tracking_api import settings
+from state_tracking_api.storage import Storage
 
 
 class Commands(monitoring.CommandListener):
@@ -27,3 +34,16 @@ class Commands(monitoring.CommandListener):
 
     def failed(self, event: monitoring.CommandFailedEvent) -> None:
         """Nothing."""
+
+
+@asynccontextmanager
+async def counted(commands: Commands, uri: str, database: str, **configured: Any) -> AsyncGenerator[Storage]:
+    """A database as one server process has it, its setting up left out of the count."""
+    options = settings.load(mongodb_uri=uri, mongodb_database=database, api_keys=uuid4(), **configured)
+    storage = Storage(options, event_listeners=[commands])
+    try:
+        await storage.prepare()
+        commands.sent.clear()
+        yield storage
+    finally:
+        await storage.close()

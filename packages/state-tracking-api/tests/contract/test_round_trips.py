@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator
 import pytest
 import pytest_asyncio
 
-from api_harness.api import Api, unique, uuid4
-from api_harness.commands import Commands
+from api_harness.api import Api, unique
+from api_harness.commands import Commands, counted
 from api_harness.servers import Documents
-from state_tracking_api import clock, recovery, sessions, settings, tasks
+from state_tracking_api import clock, recovery, sessions, tasks
 from state_tracking_api.embedded import Mongod
 from state_tracking_api.lifecycle import Stamp, TaskStatus
 from state_tracking_api.storage import Storage
@@ -26,12 +26,8 @@ def commands() -> Commands:
 @pytest_asyncio.fixture
 async def storage(mongod: Mongod, database: Documents, commands: Commands) -> AsyncGenerator[Storage]:
     """The module's database as one server process has it."""
-    configured = settings.load(mongodb_uri=mongod.uri, mongodb_database=database.name, api_keys=uuid4())
-    opened = Storage(configured, event_listeners=[commands])
-    await opened.prepare()
-    commands.sent.clear()
-    yield opened
-    await opened.close()
+    async with counted(commands, mongod.uri, database.name) as opened:
+        yield opened
 
 
 async def test_a_heartbeat_takes_one(api: Api, storage: Storage, commands: Commands) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import pytest
@@ -12,11 +13,11 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
 from api_harness.api import Api, Json, ago, expect, uuid4
-from api_harness.commands import Commands
+from api_harness.commands import Commands, counted
 from api_harness.server import wait_until
 from api_harness.servers import Document, Documents
 from operations.failpoints import failing, running
-from state_tracking_api import clock, group_commit, sessions, settings
+from state_tracking_api import clock, group_commit, sessions
 from state_tracking_api.embedded import Mongod
 from state_tracking_api.errors import ApiError
 from state_tracking_api.group_commit import TOGETHER, UNDER_WAY
@@ -48,14 +49,8 @@ async def storage(
     """The module's database as one server process has it."""
     monkeypatch.setattr(group_commit, "TOGETHER_TIMEOUT_SECONDS", together_seconds)
     patient = {"db_timeout_ms": 60_000, "request_timeout_ms": 100_000}
-    configured = settings.load(
-        mongodb_uri=mongod.uri, mongodb_database=database.name, api_keys=uuid4(), **patient
-    )
-    opened = Storage(configured, event_listeners=[commands])
-    await opened.prepare()
-    commands.sent.clear()
-    yield opened
-    await opened.close()
+    async with counted(commands, mongod.uri, database.name, **patient) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -253,27 +248,36 @@ async def test_one_that_the_database_refuses_does_not_send_the_others_twice(
     assert commands.on("sessions")["findAndModify"] <= UNDER_WAY + 1
 
 
+@asynccontextmanager
+async def _written_not_read(
+    api: Api, beat: Beat, database: Documents, mongo: MongoClient[Document], **says: object
+) -> AsyncGenerator[tuple[str, asyncio.Future[Document]]]:
+    """A session and its heartbeat: written, and not read while the last of its group waits for a lock."""
+    first, *others = _ids(api, 4)
+    stamp = Stamp(clock.now() + timedelta(seconds=1), "key:test")
+    with mongo.start_session() as other, other.start_transaction():
+        locked = {"session_id": others[-1]}
+        database.sessions.update_one(locked, {"$set": {"held": True}}, session=other)
+        company = [asyncio.ensure_future(beat(one, stamp)) for one in _ids(api, UNDER_WAY)]
+        beating = asyncio.ensure_future(beat(first, stamp, **says))
+        company += [asyncio.ensure_future(beat(one, stamp)) for one in others]
+        written = {"session_id": first, "last_heartbeat": stamp.now, **says}
+        await asyncio.to_thread(
+            wait_until, lambda: database.sessions.count_documents(written) == 1, "its part is written"
+        )
+        yield first, beating
+        other.commit_transaction()
+    await asyncio.gather(*company)
+
+
 async def test_what_others_have_said_since_is_not_taken_back(
     api: Api, beat: Beat, database: Documents, mongo: MongoClient[Document]
 ) -> None:
     """Where all were written, the task that one named may be another one by the time of the reading."""
-    overtaken, *others = _ids(api, 4)
-    locked = others[-1]
-    stamp = Stamp(clock.now() + timedelta(seconds=1), "key:test")
-    with mongo.start_session() as other, other.start_transaction():
-        database.sessions.update_one({"session_id": locked}, {"$set": {"held": True}}, session=other)
-        company = [asyncio.ensure_future(beat(one, stamp)) for one in _ids(api, UNDER_WAY)]
-        beating = [
-            asyncio.ensure_future(beat(overtaken, stamp, current_task_id="first")),
-            *(asyncio.ensure_future(beat(one, stamp)) for one in others),
-        ]
-        query = {"session_id": overtaken, "current_task_id": "first"}
-        await asyncio.to_thread(
-            wait_until, lambda: database.sessions.count_documents(query) == 1, "its part is written"
-        )
+    held = _written_not_read(api, beat, database, mongo, current_task_id="first")
+    async with held as (overtaken, beating):
         expect(api.patch(f"/api/sessions/{overtaken}", json={"current_task_id": "second"}), 200)
-        other.commit_transaction()
-    await asyncio.gather(*company, *beating)
+    await beating
     assert (database.sessions.find_one({"session_id": overtaken}) or {})["current_task_id"] == "second"
 
 
@@ -281,22 +285,10 @@ async def test_one_that_ends_in_between_is_not_told_that_it_lives(
     api: Api, beat: Beat, database: Documents, mongo: MongoClient[Document]
 ) -> None:
     """After the update, before the reading: what is answered must be true of one moment in between."""
-    ended, *others = _ids(api, 4)
-    locked = others[-1]
-    stamp = Stamp(clock.now() + timedelta(seconds=1), "key:test")
-    with mongo.start_session() as other, other.start_transaction():
-        database.sessions.update_one({"session_id": locked}, {"$set": {"held": True}}, session=other)
-        company = [asyncio.ensure_future(beat(one, stamp)) for one in _ids(api, UNDER_WAY)]
-        beating = [asyncio.ensure_future(beat(one, stamp)) for one in (ended, *others)]
-        query = {"session_id": ended, "last_heartbeat": stamp.now}
-        await asyncio.to_thread(
-            wait_until, lambda: database.sessions.count_documents(query) == 1, "its part is written"
-        )
+    async with _written_not_read(api, beat, database, mongo) as (ended, beating):
         expect(api.act({"session_id": ended}, "mark-failed", {"error_message": "x"}), 200)
-        other.commit_transaction()
     with pytest.raises(ApiError, match="failed"):
-        await beating[0]
-    await asyncio.gather(*company, *beating[1:])
+        await beating
     assert (database.sessions.find_one({"session_id": ended}) or {})["status"] == "failed"
 
 

@@ -53,9 +53,9 @@ export class Ownership {
 
   /** The same for a run that nobody drives: an owner on another host is asked about. Throws Refusal or ApiError. */
   async claimLeftBehind(runId: string): Promise<RunClaim> {
-    const owner = this.store.owner(runId);
+    const owner = this.ownerElsewhere(runId);
     const run = this.store.read(runId);
-    if (owner === undefined || otherHost(owner) === undefined || run === undefined || !(await this.checkGone(run))) {
+    if (owner === undefined || run === undefined || !(await this.checkGone(run))) {
       return this.claim(runId);
     }
     return this.claim(runId, owner);
@@ -69,20 +69,17 @@ export class Ownership {
 
   /** The claim on the right to recover a session. */
   claimTurn(sessionId: string, force: boolean): RunClaim {
-    const owner = this.store.owner(sessionId);
     // Where another host went down in its turn, nothing but a person's word ends it.
-    return this.claim(sessionId, force && owner !== undefined && otherHost(owner) !== undefined ? owner : undefined);
+    return this.claim(sessionId, force ? this.ownerElsewhere(sessionId) : undefined);
   }
 
   /** Asks the API about the runs of these folders whose owners are on other hosts: one that has fallen silent has left its run behind. */
   async lookAtOtherHosts(workspaces: readonly string[]): Promise<void> {
     const silent = await Promise.all(
       this.store.list().map(async (run) => {
-        const owner = this.store.owner(run.runId);
+        const owner = this.ownerElsewhere(run.runId);
         const isAsked = run.workspace === NO_WORKSPACE || workspaces.includes(run.workspace);
-        return owner !== undefined && otherHost(owner) !== undefined && isAsked && (await this.isGone(run, owner))
-          ? [owner.nonce]
-          : [];
+        return owner !== undefined && isAsked && (await this.isGone(run, owner)) ? [owner.nonce] : [];
       }),
     );
     this.silent = new Set(silent.flat());
@@ -144,6 +141,12 @@ export class Ownership {
     }
     // The API knows nothing of it, and never will where its host does not come back.
     return this.isQuiet(runId);
+  }
+
+  /** The owner of a run, where it is on another host. */
+  private ownerElsewhere(runId: string): Owner | undefined {
+    const owner = this.store.owner(runId);
+    return owner !== undefined && otherHost(owner) !== undefined ? owner : undefined;
   }
 
   private isQuiet(runId: string): boolean {
