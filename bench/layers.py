@@ -28,7 +28,6 @@ from uuid import uuid4
 
 import httpx
 import psutil
-from fastapi import FastAPI
 
 from state_tracking_api import app, log, server, settings
 from state_tracking_api.embedded import Mongod, free_port
@@ -96,7 +95,7 @@ def serve_without(layer: str) -> None:
     if layer == "rate limit":
         app.__dict__.update(RateLimiter=NoRateLimit)
 
-    def assembled(configured: Settings) -> FastAPI:
+    def assembled(configured: Settings) -> app.Application:
         made = app.create_app(configured)
         if layer == "events":
             storage = made.state.resources.storage

@@ -24,23 +24,33 @@ Command = Text | Annotated[list[Text], Field(min_length=1)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
 
 class PlanTask(_Strict):
     """One task: a prompt for the plan's command, or a command of its own."""
 
-    name: Annotated[Text, Field(max_length=200)]
-    """What people call it; unique within the plan."""
-    prompt: Text | None = None
-    """What the plan's command is asked to do. It replaces {prompt} in the command; without one, it is the
-    command's standard input."""
-    command: Command | None = None
-    """What is run instead of the plan's command. A list is run as it is; a string is run by /bin/sh -c."""
-    github_issue_id: Text | None = None
-    """The GitHub issue that the task belongs to."""
-    timeout_seconds: Annotated[float, Field(gt=0, le=30 * 86400)] | None = None
-    """After so many seconds the task is ended and has failed. Without it, it may take as long as it wants."""
+    name: Annotated[Text, Field(max_length=200)] = Field(
+        description="What people call it; unique within the plan."
+    )
+    prompt: Text | None = Field(
+        default=None,
+        description="What the plan's command is asked to do. It replaces {prompt} in the command; without "
+        "one, it is the command's standard input.",
+    )
+    command: Command | None = Field(
+        default=None,
+        description="What is run instead of the plan's command. A list is run as it is; a string is run by "
+        "/bin/sh -c.",
+    )
+    github_issue_id: Text | None = Field(
+        default=None, description="The GitHub issue that the task belongs to."
+    )
+    timeout_seconds: Annotated[float, Field(gt=0, le=30 * 86400)] | None = Field(
+        default=None,
+        description="After so many seconds the task is ended and has failed. Without it, it may take as long "
+        "as it wants.",
+    )
 
     @model_validator(mode="after")
     def _has_work(self) -> Self:
@@ -52,14 +62,18 @@ class PlanTask(_Strict):
 class Plan(_Strict):
     """A plan: tasks that are done one after another."""
 
-    project_id: Text
-    """The project that the sessions of this plan belong to."""
-    name: Text | None = None
-    """What people call the plan; the file's name without its ending by default."""
-    command: Command = Field(default_factory=lambda: list(DEFAULT_COMMAND))
-    """What a prompt is given to. A list is run as it is; a string is run by /bin/sh -c."""
-    tasks: Annotated[list[PlanTask], Field(min_length=1, max_length=500)]
-    """What is to be done, in this order."""
+    project_id: Text = Field(description="The project that the sessions of this plan belong to.")
+    name: Text | None = Field(
+        default=None,
+        description="What people call the plan; the file's name without its ending by default.",
+    )
+    command: Command = Field(
+        default_factory=lambda: list(DEFAULT_COMMAND),
+        description="What a prompt is given to. A list is run as it is; a string is run by /bin/sh -c.",
+    )
+    tasks: Annotated[list[PlanTask], Field(min_length=1, max_length=500)] = Field(
+        description="What is to be done, in this order."
+    )
 
     @model_validator(mode="after")
     def _tells_tasks_apart(self) -> Self:
@@ -76,7 +90,7 @@ class Plan(_Strict):
 class Definition(BaseModel):
     """A task as it is carried out, complete in itself; its metadata holds it, for any successor."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
     name: str
     prompt: str | None = None
@@ -99,7 +113,7 @@ class Definition(BaseModel):
 class Program(BaseModel):
     """A plan that is ready to be carried out: every task has its command."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     project_id: str
     name: str

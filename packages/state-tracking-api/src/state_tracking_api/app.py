@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import pymongo
-from fastapi import FastAPI
 from limits.errors import ConfigurationError as LimitsError
 from pymongo.errors import PyMongoError
+from starlette.applications import Starlette
 
 from state_tracking_api import analytics, clock, log
 from state_tracking_api.auth import Keyring
@@ -21,7 +21,6 @@ from state_tracking_api.clock import Clock
 from state_tracking_api.errors import ConfigurationError
 from state_tracking_api.http import (
     dashboard,
-    documented,
     insight,
     machines,
     operations,
@@ -59,17 +58,31 @@ class Resources:
     started: datetime
 
 
-class Application(FastAPI):
-    """FastAPI reads the signatures and writes the document; requests go through our own layers alone."""
+class Application(Starlette):
+    """Starts and stops as Starlette does; requests go through our own layers alone."""
 
     layers: Asgi
+    endpoints: Sequence[LeanRoute]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """As an ASGI application: start and stop through FastAPI's router, the rest through the layers."""
+        """As an ASGI application."""
         if scope["type"] == "lifespan":
             await self.router(scope, receive, send)
         else:
             await self.layers(scope, receive, send)
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document of every endpoint."""
+        # FastAPI writes it. Importing that is a large part of a start, and few ask for the document.
+        from state_tracking_api.http import document  # noqa: PLC0415
+
+        return document.build(
+            self.endpoints,
+            title="Claude Projects State Tracking API",
+            version=VERSION,
+            summary="Runtime state of long-running Claude orchestrations",
+            description=DESCRIPTION,
+        )
 
 
 def create_app(settings: Settings, *, now: Clock = clock.now, **client_options: Any) -> Application:
@@ -91,7 +104,7 @@ def create_app(settings: Settings, *, now: Clock = clock.now, **client_options: 
         limiter = RateLimiter(settings, metrics, storage.database)
 
     @contextlib.asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncGenerator[None]:
+    async def lifespan(_app: Starlette) -> AsyncGenerator[None]:
         log.get().info(
             f"Server started, ENVIRONMENT={settings.environment}",
             environment=settings.environment,
@@ -115,33 +128,20 @@ def create_app(settings: Settings, *, now: Clock = clock.now, **client_options: 
                     await storage.close()
             log.get().info("Server stopped")
 
-    app = Application(
-        title="Claude Projects State Tracking API",
-        version=VERSION,
-        summary="Runtime state of long-running Claude orchestrations",
-        description=DESCRIPTION,
-        lifespan=lifespan,
-        openapi_url=None,
-        docs_url=None,
-        redoc_url=None,
-    )
+    app = Application(lifespan=lifespan)
     app.state.resources = resources
-    document = documented.for_app(app)
-    app.openapi = document  # type: ignore[method-assign]
     # The most frequent first; fixed paths are found before patterns in any case.
-    for router in (
-        sessions.router,
-        tasks.router,
-        machines.router,
-        recovery.router,
-        insight.router,
-        operations.router,
-        dashboard.router,
-        operations.documentation(document),
-    ):
-        app.router.routes.extend(router.routes)
-    routes = [route for route in app.router.routes if isinstance(route, LeanRoute)]
-    inner = Dispatcher(routes, settings.request_timeout_ms / 1000, settings.db_timeout_ms / 1000)
+    app.endpoints = (
+        *sessions.router.routes,
+        *tasks.router.routes,
+        *machines.router.routes,
+        *recovery.router.routes,
+        *insight.router.routes,
+        *operations.router.routes,
+        *dashboard.routes,
+        *operations.documentation(app.openapi),
+    )
+    inner = Dispatcher(app.endpoints, settings.request_timeout_ms / 1000, settings.db_timeout_ms / 1000)
     guard = Guard(inner, Keyring(settings.api_keys), limiter)
     app.layers = Envelope(Cors(Errors(guard), settings.cors_origins), resources, now)
     return app

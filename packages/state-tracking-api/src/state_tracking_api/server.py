@@ -18,14 +18,13 @@ from typing import Any, cast
 from uuid import uuid4
 
 import uvicorn
-from fastapi import FastAPI
 from prometheus_client import multiprocess
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from state_tracking_api import clock, log, settings
-from state_tracking_api.app import create_app
+from state_tracking_api.app import Application, create_app
 from state_tracking_api.errors import InvalidRequest
 from state_tracking_api.http.call import encode
 from state_tracking_api.http.dispatch import error_body
@@ -217,7 +216,7 @@ class Protocol(HttpToolsProtocol):
         """An offer to speak another protocol is simply not taken up (RFC 9110, section 7.8)."""
 
 
-def worker() -> FastAPI:
+def worker() -> Application:
     """The application of one of several worker processes, from the environment."""
     threading.Thread(target=_end_with_supervisor, daemon=True).start()
     configured = settings.load()
@@ -233,7 +232,7 @@ def _end_with_supervisor() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _config(app: FastAPI | str, *, factory: bool = False, workers: int = 1) -> uvicorn.Config:
+def _config(app: Application | str, *, factory: bool = False, workers: int = 1) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         factory=factory,

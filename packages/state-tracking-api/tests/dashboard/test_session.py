@@ -193,6 +193,7 @@ async def test_nothing_happens_without_confirmation(visitor: Visitor, api: Api) 
     page = visitor.page
     button = page.get_by_role("button", name="Mark failed…")
     await button.click()
+    await seen(page.get_by_role("dialog")).to_be_visible()  # before that, the key would close nothing
     await page.keyboard.press("Escape")
     await seen(page.get_by_role("dialog")).to_have_count(0)
     await seen(button).to_be_focused()

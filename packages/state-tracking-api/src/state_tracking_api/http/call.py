@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
 import msgspec
 from bson import DBRef
-from fastapi import Depends
 
 from state_tracking_api.clock import iso
 from state_tracking_api.lifecycle import Stamp
@@ -78,13 +77,6 @@ class Call:
     def stamp(self) -> Stamp:
         """When and by whom, for what this request writes."""
         return Stamp(self.now, f"key:{self.key}")
-
-
-def _filled_in_by_the_route() -> None:
-    """Keep FastAPI from reading the parameter as a part of the request."""
-
-
-InCall = Annotated[Call, Depends(_filled_in_by_the_route)]
 
 
 @dataclass(slots=True, frozen=True)

@@ -34,10 +34,10 @@ class Dispatcher:
         by_path: dict[str, dict[str, LeanRoute]] = {}
         for route in routes:
             methods = by_path.setdefault(route.path, {})
-            methods.update(dict.fromkeys(route.methods or (), route))
+            methods.update(dict.fromkeys(route.methods, route))
             if not route.param_convertors:
                 self._exact[route.path] = methods
-            elif len(methods) == len(route.methods or ()):
+            elif len(methods) == len(route.methods):
                 self._patterns.append((route.path_regex, methods))
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

@@ -6,19 +6,25 @@ import re
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Query
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
 
 from state_tracking_api import analytics, timeline
 from state_tracking_api.errors import InvalidRequest
-from state_tracking_api.http.call import Call, InCall
-from state_tracking_api.http.documented import errors
-from state_tracking_api.http.models import AnswerModel, Offset, SessionId, Timestamp, Uuid, WholeNumber
-from state_tracking_api.http.route import LeanRoute, QueryModel
+from state_tracking_api.http.call import Call
+from state_tracking_api.http.models import (
+    AnswerModel,
+    Offset,
+    SessionId,
+    Timestamp,
+    Uuid,
+    WholeNumber,
+    errors,
+)
+from state_tracking_api.http.route import QueryModel, Router
 from state_tracking_api.http.sessions import existing
 from state_tracking_api.metadata import Json
 
-router = APIRouter(route_class=LeanRoute, tags=["insight"])
+router = Router(tags=["insight"])
 
 DEFAULT_EVENTS = 200
 MAX_EVENTS = 1000
@@ -191,7 +197,7 @@ class Summarise(QueryModel):
     responses=errors(404),
     summary="Read a session's timeline",
 )
-async def events(call: InCall, session_id: SessionId, query: Annotated[ListEvents, Query()]) -> Json:
+async def events(call: Call, session_id: SessionId, query: ListEvents) -> Json:
     """Every transition of the session and its tasks: what, from, to, when, why and by whom.
 
     Of a session, and of each of its tasks, the latest 1000 are kept.
@@ -200,7 +206,7 @@ async def events(call: InCall, session_id: SessionId, query: Annotated[ListEvent
 
 
 @router.get("/api/analytics/summary", response_model=Summary, summary="Read the success metrics")
-async def summary(call: InCall, query: Annotated[Summarise, Query()]) -> Json:
+async def summary(call: Call, query: Summarise) -> Json:
     """Detection, recovery, false positives, durations and failure reasons, from the recorded transitions."""
     return await summarised(call, query)
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Query
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from state_tracking_api import machines
-from state_tracking_api.http.call import Answer, InCall
-from state_tracking_api.http.documented import errors
+from state_tracking_api.http.call import Answer, Call
 from state_tracking_api.http.models import (
     Machine,
     MachineId,
@@ -18,12 +16,13 @@ from state_tracking_api.http.models import (
     Name,
     Offset,
     WholeNumber,
+    errors,
 )
-from state_tracking_api.http.route import LeanRoute, QueryModel, RequestModel
+from state_tracking_api.http.route import QueryModel, RequestModel, Router
 from state_tracking_api.lifecycle import MachineStatus
 from state_tracking_api.metadata import Json
 
-router = APIRouter(route_class=LeanRoute, tags=["machines"])
+router = Router(tags=["machines"])
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 100
@@ -91,7 +90,7 @@ class ListMachines(QueryModel):
     responses={200: {"model": Machine, "description": "It was registered before"}, **errors(409)},
     summary="Register a machine",
 )
-async def register(call: InCall, body: Annotated[RegisterMachine, Body()]) -> Answer:
+async def register(call: Call, body: RegisterMachine) -> Answer:
     """The same id and hostname again updates it; the id under another hostname is a conflict."""
     machine, created = await machines.register(
         call.storage,
@@ -105,7 +104,7 @@ async def register(call: InCall, body: Annotated[RegisterMachine, Body()]) -> An
 
 
 @router.get("/api/machines", response_model=MachineList, summary="List machines, newest first")
-async def listed(call: InCall, query: Annotated[ListMachines, Query()]) -> Json:
+async def listed(call: Call, query: ListMachines) -> Json:
     """By status, or all of them."""
     filters: dict[str, Any] = query.model_dump(include={"status"}, exclude_none=True, mode="json")
     found, total = await machines.page(call.storage, filters, query.limit, query.offset)
@@ -120,9 +119,7 @@ async def listed(call: InCall, query: Annotated[ListMachines, Query()]) -> Json:
     responses=errors(404),
     summary="Say that a machine lives",
 )
-async def heartbeat(
-    call: InCall, machine_id: MachineId, body: Annotated[MachineHeartbeat | None, Body()] = None
-) -> Json:
+async def heartbeat(call: Call, machine_id: MachineId, body: MachineHeartbeat | None = None) -> Json:
     """Offline becomes online, and `active_sessions` is brought in line with the sessions."""
     patch = body.metadata if body else None
     return machines.presented(await machines.heartbeat(call.storage, machine_id, call.stamp, patch=patch))
@@ -131,7 +128,7 @@ async def heartbeat(
 @router.get(
     "/api/machines/{machine_id:path}", response_model=Machine, responses=errors(404), summary="Read a machine"
 )
-async def read(call: InCall, machine_id: MachineId) -> Json:
+async def read(call: Call, machine_id: MachineId) -> Json:
     """The whole machine."""
     return machines.presented(await machines.get(call.storage, machine_id))
 
@@ -142,7 +139,7 @@ async def read(call: InCall, machine_id: MachineId) -> Json:
     responses=errors(404, 409),
     summary="Change a machine",
 )
-async def patch(call: InCall, machine_id: MachineId, body: Annotated[PatchMachine, Body()]) -> Json:
+async def patch(call: Call, machine_id: MachineId, body: PatchMachine) -> Json:
     """409 where a live session holds a slot that would be taken away."""
     changed = await machines.patch(
         call.storage,
@@ -161,6 +158,6 @@ async def patch(call: InCall, machine_id: MachineId, body: Annotated[PatchMachin
     responses=errors(404, 409),
     summary="Delete a machine",
 )
-async def delete(call: InCall, machine_id: MachineId) -> None:
+async def delete(call: Call, machine_id: MachineId) -> None:
     """409 while it has live sessions."""
     await machines.delete(call.storage, machine_id, call.stamp)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import Path
 from pydantic import BaseModel, BeforeValidator, Field
 from pydantic.json_schema import SkipJsonSchema
 
@@ -43,9 +42,9 @@ Metadata = Annotated[
 Name = Annotated[str, Field(min_length=1, max_length=NAME_LENGTH, pattern=NOT_BLANK)]
 Message = Annotated[str, Field(min_length=1, max_length=MESSAGE_LENGTH, pattern=NOT_BLANK)]
 
-SessionId = Annotated[str, Path(json_schema_extra={"format": "uuid"}, examples=[EXAMPLE_SESSION])]
-TaskId = Annotated[str, Path(json_schema_extra={"format": "uuid"}, examples=[EXAMPLE_TASK])]
-MachineId = Annotated[str, Path(examples=["build-host-1"])]
+SessionId = Annotated[str, Field(json_schema_extra={"format": "uuid"}, examples=[EXAMPLE_SESSION])]
+TaskId = Annotated[str, Field(json_schema_extra={"format": "uuid"}, examples=[EXAMPLE_TASK])]
+MachineId = Annotated[str, Field(examples=["build-host-1"])]
 
 UUID4 = r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-4[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}$"
 
@@ -169,3 +168,8 @@ class ErrorBody(AnswerModel):
     recovered_by: str | SkipJsonSchema[None] = Field(
         default=None, description="Who has taken the session's work over, on a 409"
     )
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Declare the errors that are a route's own; those that any route can give are added to the document."""
+    return {status: {"model": ErrorBody} for status in statuses}

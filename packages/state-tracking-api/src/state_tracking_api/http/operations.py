@@ -6,14 +6,14 @@ import asyncio
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
 from importlib import resources
-from typing import Annotated, Any
+from typing import Any
 
 import pymongo
-from fastapi import APIRouter, Path
 from pydantic import Field
 from pymongo.errors import PyMongoError
 from starlette.responses import HTMLResponse, PlainTextResponse
@@ -22,13 +22,13 @@ from state_tracking_api import analytics, jobs, metrics, presence
 from state_tracking_api import health as session_health
 from state_tracking_api.clock import iso, iso_or_none
 from state_tracking_api.errors import NotFound
-from state_tracking_api.http.call import Answer, Call, InCall
+from state_tracking_api.http.call import Answer, Call
 from state_tracking_api.http.models import AnswerModel, Timestamp
-from state_tracking_api.http.route import LeanRoute
+from state_tracking_api.http.route import LeanRoute, Router
 from state_tracking_api.lifecycle import Document
 from state_tracking_api.metadata import Json
 
-router = APIRouter(route_class=LeanRoute)
+router = Router()
 
 CHECK_TIMEOUT_SECONDS = 5
 METRICS_WINDOW = timedelta(hours=24)
@@ -89,7 +89,7 @@ def _uptime(call: Call) -> float:
 
 
 @router.get("/health", response_model=Health, tags=["operations", "public"], summary="Is the process alive?")
-async def health(call: InCall) -> Json:
+async def health(call: Call) -> Json:
     """Asks nothing but the process itself; for whether the database answers see /health/detailed."""
     return {"status": "ok", "timestamp": iso(call.now), "uptime": _uptime(call)}
 
@@ -101,7 +101,7 @@ async def health(call: InCall) -> Json:
     tags=["operations"],
     summary="Do the dependencies work?",
 )
-async def detailed(call: InCall) -> Answer:
+async def detailed(call: Call) -> Answer:
     """`ok`, `degraded` (200) or `error` (503), over all and for each dependency."""
     database, found = await _look(call)
     background = _jobs_health(call, found.last_run)
@@ -167,7 +167,7 @@ def _jobs_health(call: Call, last: datetime | None) -> Json:
 @router.get(
     "/metrics", response_class=PlainTextResponse, tags=["operations"], summary="Metrics in Prometheus' format"
 )
-async def exposition(call: InCall) -> Answer:
+async def exposition(call: Call) -> Answer:
     """Gauges of sessions come from the database, so they are the same on every instance."""
     measured = call.resources.metrics
     known = call.storage.breaker.state != "open"
@@ -211,19 +211,23 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def documentation(document: Any) -> APIRouter:
+def documentation(document: Callable[[], dict[str, Any]]) -> list[LeanRoute]:
     """Routes that serve the OpenAPI document; `document` is called when it is first asked for."""
-    docs = APIRouter(route_class=LeanRoute, tags=["operations", "public"])
+    docs = Router(tags=["operations", "public"])
 
     @cache
-    def encoded() -> bytes:
+    def made() -> bytes:
         return json.dumps(document()).encode()
 
+    async def encoded() -> bytes:
+        # Making it takes most of a second, once: heartbeats must not wait for that.
+        return await asyncio.to_thread(made)
+
     @docs.get("/api/openapi.json", summary="The OpenAPI document", response_model=dict[str, Any])
-    async def openapi(call: InCall) -> Answer:
+    async def openapi(call: Call) -> Answer:
         """Always JSON."""
         del call
-        return Answer(encoded())
+        return Answer(await encoded())
 
     @docs.get(
         "/api/docs",
@@ -231,15 +235,15 @@ def documentation(document: Any) -> APIRouter:
         response_model=dict[str, Any],
         responses={200: {"content": {"text/html": {"schema": {"type": "string"}}}}},
     )
-    async def page(call: InCall) -> Answer:
+    async def page(call: Call) -> Answer:
         """HTML where the client prefers it, JSON otherwise."""
         vary = (b"vary", b"Accept")
         if not prefers_html(call.accept) or _asset("swagger-ui.css") is None:
-            return Answer(encoded(), headers=[vary])
+            return Answer(await encoded(), headers=[vary])
         return Answer(_PAGE, media_type=b"text/html; charset=utf-8", headers=[vary, _CONTENT_SECURITY])
 
     @docs.get("/assets/docs/{name}", response_class=HTMLResponse, include_in_schema=False)
-    async def asset(call: InCall, name: Annotated[str, Path()]) -> Answer:
+    async def asset(call: Call, name: str) -> Answer:
         """Style and script of the page."""
         del call
         content = _page_asset(name)
@@ -248,7 +252,7 @@ def documentation(document: Any) -> APIRouter:
         media_type, body = content
         return Answer(body, media_type=media_type, headers=[(b"cache-control", b"public, max-age=86400")])
 
-    return docs
+    return docs.routes
 
 
 def prefers_html(accept: str) -> bool:

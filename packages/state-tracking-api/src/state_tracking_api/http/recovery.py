@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Query
 from pydantic import Field
 
 from state_tracking_api import cleanup as expiry
 from state_tracking_api import recovery, sessions
-from state_tracking_api.http.call import Answer, InCall
-from state_tracking_api.http.documented import errors
+from state_tracking_api.http.call import Answer, Call
 from state_tracking_api.http.models import (
     AnswerModel,
     Metadata,
@@ -23,12 +21,13 @@ from state_tracking_api.http.models import (
     Timestamp,
     Uuid,
     WholeNumber,
+    errors,
 )
-from state_tracking_api.http.route import LeanRoute, QueryModel, RequestModel
+from state_tracking_api.http.route import QueryModel, RequestModel, Router
 from state_tracking_api.http.sessions import DEFAULT_LIMIT, MAX_LIMIT, existing
 from state_tracking_api.metadata import Json
 
-router = APIRouter(route_class=LeanRoute, tags=["recovery"])
+router = Router(tags=["recovery"])
 
 
 class PrepareRecovery(RequestModel):
@@ -88,7 +87,7 @@ class CleanedUp(AnswerModel):
 @router.get(
     "/api/sessions/archived", response_model=SessionList, summary="List archived sessions, newest first"
 )
-async def archived(call: InCall, query: Annotated[ListArchived, Query()]) -> Json:
+async def archived(call: Call, query: ListArchived) -> Json:
     """Archived sessions are exempt from expiry."""
     found, total = await sessions.page(call.storage, {"metadata.archived": True}, query.limit, query.offset)
     shown = [sessions.presented(session) for session in found]
@@ -97,7 +96,7 @@ async def archived(call: InCall, query: Annotated[ListArchived, Query()]) -> Jso
 
 @router.post("/api/sessions/cleanup", response_model=CleanedUp, summary="Delete old sessions now")
 @router.delete("/api/sessions/cleanup", response_model=CleanedUp, summary="Delete old sessions now")
-async def cleanup(call: InCall, query: Annotated[CleanUp, Query()]) -> Json:
+async def cleanup(call: Call, query: CleanUp) -> Json:
     """Completed and failed sessions and their tasks; archived ones stay."""
     return await expiry.cleanup(call.storage, call.settings, call.stamp, query.older_than_days)
 
@@ -108,7 +107,7 @@ async def cleanup(call: InCall, query: Annotated[CleanUp, Query()]) -> Json:
     responses=errors(404),
     summary="Read what a successor needs",
 )
-async def recovery_state(call: InCall, session_id: SessionId) -> Json:
+async def recovery_state(call: Call, session_id: SessionId) -> Json:
     """The tasks by state, and the last one that succeeded."""
     return await recovery.state(call.storage, existing(session_id))
 
@@ -119,9 +118,7 @@ async def recovery_state(call: InCall, session_id: SessionId) -> Json:
     responses=errors(404, 409),
     summary="Prepare a session for recovery",
 )
-async def prepare_recovery(
-    call: InCall, session_id: SessionId, body: Annotated[PrepareRecovery | None, Body()] = None
-) -> Json:
+async def prepare_recovery(call: Call, session_id: SessionId, body: PrepareRecovery | None = None) -> Json:
     """Only a failed or stalled one (400). Clearing its assignment fences the old process off."""
     clear = bool(body and body.clear_machine_assignment)
     return await recovery.prepare(
@@ -136,7 +133,7 @@ async def prepare_recovery(
     responses={200: {"model": Session, "description": "It was recovered already"}, **errors(404, 409)},
     summary="Let a new session take over",
 )
-async def recover(call: InCall, session_id: SessionId, body: Annotated[Recover, Body()]) -> Answer:
+async def recover(call: Call, session_id: SessionId, body: Recover) -> Answer:
     """One original, at most one successor: called again, or by two at once, it answers with the same one."""
     successor, created = await recovery.recover(
         call.storage,
@@ -156,6 +153,6 @@ async def recover(call: InCall, session_id: SessionId, body: Annotated[Recover, 
     responses=errors(404),
     summary="Exempt a session from expiry",
 )
-async def archive(call: InCall, session_id: SessionId) -> Json:
+async def archive(call: Call, session_id: SessionId) -> Json:
     """Only a completed or failed one (400); its tasks are exempted, too."""
     return sessions.presented(await recovery.archive(call.storage, existing(session_id), call.stamp))

@@ -1,8 +1,9 @@
-"""The route class of every endpoint: FastAPI's signatures and document, without its request machinery.
+"""The route class of every endpoint, and the router that collects them: FastAPI's way of writing them.
 
-FastAPI's dependency solver and response-model pass cost more than all the rest of a request
-(docs/decisions/0002-lean-routes.md). A route here takes its parameters apart once, when it is made. A
-request then costs one validation of its body or query.
+FastAPI itself reads them for the document only: its dependency solver and response-model pass cost more than
+all the rest of a request, and importing it as much as half of a start (docs/decisions/0002-lean-routes.md). A
+route here takes its parameters apart once, when it is made. A request then costs one validation of its body
+or query.
 """
 
 from __future__ import annotations
@@ -10,13 +11,11 @@ from __future__ import annotations
 import inspect
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, cast, get_args, get_type_hints
 from urllib.parse import parse_qsl
 
-from fastapi.params import Query
-from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import from_json
 from starlette.routing import compile_path
@@ -28,6 +27,8 @@ from state_tracking_api.http.models import NOT_BLANK, UUID4
 
 MAX_BODY_BYTES = 1024 * 1024
 
+Endpoint = Callable[..., Awaitable[Any]]
+Decorator = Callable[[Endpoint], Endpoint]
 Validator = Callable[[], TypeAdapter[Any]]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 
@@ -48,43 +49,51 @@ class QueryModel(BaseModel):
     model_config = {"extra": "forbid", "frozen": True, "defer_build": True}
 
 
-class LeanRoute(APIRoute):
-    """An endpoint whose parameters are: the call, path parameters, one query model, one body model."""
+class LeanRoute:
+    """An endpoint whose parameters are: the call, path parameters, one query model, one body model.
 
-    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
-        """Take apart what requests need; the rest would be a large part of a start's time.
+    Which is which tell the names in the path and the types: a QueryModel is the query, what is left the body.
+    """
 
-        What FastAPI makes of a route waits for the document (`documented`), a validator for its first use.
+    def __init__(
+        self,
+        path: str,
+        endpoint: Endpoint,
+        *,
+        methods: Sequence[str] = ("GET",),
+        tags: Sequence[str] = (),
+        status_code: int = 200,
+        include_in_schema: bool = True,
+        **described: Any,
+    ) -> None:
+        """Take apart what requests need. A validator waits for its first use: all of them would cost a start.
+
+        `described` is for the document alone, in FastAPI's words: `summary`, `response_model`, `responses`,
+        `response_class`.
         """
-        self.path, self.endpoint = path, endpoint
+        self.path, self.endpoint, self.tags = path, endpoint, tuple(tags)
         self.path_regex, self.path_format, self.param_convertors = compile_path(path)
-        self.methods = {method.upper() for method in options.get("methods") or ("GET",)}
-        self.include_in_schema = options.get("include_in_schema", True)
-        self._options = options
-        self.answers_with = options.get("status_code") or 200
-        self.needs_database = path.startswith("/api/") and "public" not in (options.get("tags") or ())
+        self.methods = frozenset(methods)
+        self.answers_with = status_code
+        self.include_in_schema = include_in_schema
+        self.described = described
+        self.needs_database = path.startswith("/api/") and "public" not in tags
+        self.hints = get_type_hints(endpoint, include_extras=True)
         self._call: str | None = None
         self._paths: list[str] = []
         self._query: tuple[str, Validator] | None = None
         self._body: tuple[str, Validator, bool, frozenset[str]] | None = None
-        hints = get_type_hints(endpoint, include_extras=True)
         for name, parameter in inspect.signature(endpoint).parameters.items():
-            hint = hints[name]
-            marks = getattr(hint, "__metadata__", ())
-            inner = getattr(hint, "__origin__", hint)
-            if inner is Call:
+            hint = self.hints[name]
+            if hint is Call:
                 self._call = name
             elif name in self.param_convertors:
                 self._paths.append(name)
-            elif any(isinstance(mark, Query) for mark in marks):
-                self._query = (name, _validator(inner))
+            elif is_query(hint):
+                self._query = (name, _validator(hint))
             else:
                 optional = parameter.default is not inspect.Parameter.empty
                 self._body = (name, _validator(hint), optional, _reserved_keys(hint))
-
-    def documented(self) -> APIRoute:
-        """The same route as FastAPI's own, for the OpenAPI document."""
-        return APIRoute(self.path, self.endpoint, **self._options)
 
     async def answer(
         self,
@@ -117,6 +126,47 @@ class LeanRoute(APIRoute):
         if self.needs_database:
             return await call.storage.through(lambda: self.endpoint(**arguments))
         return await self.endpoint(**arguments)
+
+
+class Router:
+    """Collects routes by decorators: `@router.get(path, …)` takes what LeanRoute takes."""
+
+    def __init__(self, route_class: type[LeanRoute] = LeanRoute, **common: Any) -> None:
+        """Routes of this class; `common` is what all of them are given, a route's own `tags` come on top."""
+        self.routes: list[LeanRoute] = []
+        self._route_class = route_class
+        self._common = common
+
+    def get(self, path: str, **options: Any) -> Decorator:
+        """A route that reads."""
+        return self._route("GET", path, options)
+
+    def post(self, path: str, **options: Any) -> Decorator:
+        """A route that makes something, or does it."""
+        return self._route("POST", path, options)
+
+    def patch(self, path: str, **options: Any) -> Decorator:
+        """A route that changes something."""
+        return self._route("PATCH", path, options)
+
+    def delete(self, path: str, **options: Any) -> Decorator:
+        """A route that deletes."""
+        return self._route("DELETE", path, options)
+
+    def _route(self, method: str, path: str, options: dict[str, Any]) -> Decorator:
+        tags = (*self._common.get("tags", ()), *options.get("tags", ()))
+
+        def add(endpoint: Endpoint) -> Endpoint:
+            given = {**self._common, **options, "tags": tags}
+            self.routes.append(self._route_class(path, endpoint, methods=(method,), **given))
+            return endpoint
+
+        return add
+
+
+def is_query(hint: Any) -> bool:
+    """Whether a parameter of this type is the route's query."""
+    return isinstance(hint, type) and issubclass(hint, QueryModel)
 
 
 def _validator(hint: Any) -> Validator:

@@ -7,14 +7,12 @@ from datetime import datetime
 from typing import Annotated, Any, ClassVar
 
 import pymongo
-from fastapi import APIRouter, Body, Query
 from pydantic import ConfigDict, Field, model_validator
 
 from state_tracking_api import health as session_health
 from state_tracking_api import jobs, log, metadata, sessions
 from state_tracking_api.errors import NotFound
-from state_tracking_api.http.call import InCall
-from state_tracking_api.http.documented import errors
+from state_tracking_api.http.call import Call
 from state_tracking_api.http.models import (
     AnswerModel,
     Message,
@@ -27,13 +25,14 @@ from state_tracking_api.http.models import (
     Timestamp,
     Uuid,
     WholeNumber,
+    errors,
 )
-from state_tracking_api.http.route import LeanRoute, QueryModel, RequestModel
+from state_tracking_api.http.route import QueryModel, RequestModel, Router
 from state_tracking_api.lifecycle import Document, SessionStatus
 from state_tracking_api.metadata import Json
 from state_tracking_api.settings import is_uuid4
 
-router = APIRouter(route_class=LeanRoute, tags=["sessions"])
+router = Router(tags=["sessions"])
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 100
@@ -185,9 +184,7 @@ def current_task(body: PatchSession | Heartbeat) -> Json:
     responses=errors(404, 409),
     summary="Say that a session lives",
 )
-async def heartbeat(
-    call: InCall, session_id: SessionId, body: Annotated[Heartbeat | None, Body()] = None
-) -> Json:
+async def heartbeat(call: Call, session_id: SessionId, body: Heartbeat | None = None) -> Json:
     """A stalled session becomes active again, a paused one stays paused.
 
     A session that has ended answers 409, with `recovered_by` where another one has taken its work over.
@@ -216,7 +213,7 @@ async def heartbeat(
     responses=errors(409),
     summary="Register a session",
 )
-async def create(call: InCall, body: Annotated[CreateSession, Body()]) -> Json:
+async def create(call: Call, body: CreateSession) -> Json:
     """409 with `existing_session_id` where the project has an active session on this machine already."""
     session = await sessions.create(
         call.storage,
@@ -231,7 +228,7 @@ async def create(call: InCall, body: Annotated[CreateSession, Body()]) -> Json:
 
 
 @router.get("/api/sessions", response_model=SessionList, summary="List sessions, newest first")
-async def listed(call: InCall, query: Annotated[ListSessions, Query()]) -> Json:
+async def listed(call: Call, query: ListSessions) -> Json:
     """Filters are combined."""
     filters: dict[str, Any] = query.model_dump(
         include={"project_id", "machine_id", "status"}, exclude_none=True, mode="json"
@@ -242,7 +239,7 @@ async def listed(call: InCall, query: Annotated[ListSessions, Query()]) -> Json:
 
 
 @router.get("/api/sessions/health", response_model=HealthSummary, summary="Count sessions by state")
-async def health_summary(call: InCall) -> Json:
+async def health_summary(call: Call) -> Json:
     """An active session that has been silent for too long counts as stalled at once."""
     storage, settings = call.storage, call.settings
 
@@ -255,14 +252,14 @@ async def health_summary(call: InCall) -> Json:
 
 
 @router.get("/api/sessions/stalled", response_model=StalledSessions, summary="List silent sessions")
-async def stalled(call: InCall) -> Json:
+async def stalled(call: Call) -> Json:
     """Sessions marked stalled, and active ones past the threshold; longest silent first."""
     found = await session_health.stalled(call.storage, call.now, call.settings.stall_threshold)
     return {"stalled_sessions": found, "stall_threshold_ms": call.settings.stall_threshold_ms}
 
 
 @router.post("/api/sessions/detect-failures", response_model=Detected, summary="Look for silent sessions now")
-async def detect_failures(call: InCall) -> Json:
+async def detect_failures(call: Call) -> Json:
     """Marks active sessions stalled that have been silent for longer than their threshold."""
     return await jobs.detect_now(call.storage, call.settings, call.stamp)
 
@@ -270,7 +267,7 @@ async def detect_failures(call: InCall) -> Json:
 @router.get(
     "/api/sessions/{session_id}", response_model=Session, responses=errors(404), summary="Read a session"
 )
-async def read(call: InCall, session_id: SessionId) -> Json:
+async def read(call: Call, session_id: SessionId) -> Json:
     """The whole session."""
     return _shown(await sessions.get(call.storage, existing(session_id)))
 
@@ -281,7 +278,7 @@ async def read(call: InCall, session_id: SessionId) -> Json:
     responses=errors(404, 409),
     summary="Change a session",
 )
-async def patch(call: InCall, session_id: SessionId, body: Annotated[PatchSession, Body()]) -> Json:
+async def patch(call: Call, session_id: SessionId, body: PatchSession) -> Json:
     """Ended is ended: only metadata may still be merged into a completed or failed session."""
     changes = current_task(body)
     if body.stall_threshold_ms is not None:
@@ -300,7 +297,7 @@ async def patch(call: InCall, session_id: SessionId, body: Annotated[PatchSessio
 @router.delete(
     "/api/sessions/{session_id}", status_code=204, responses=errors(404), summary="Delete a session"
 )
-async def delete(call: InCall, session_id: SessionId) -> None:
+async def delete(call: Call, session_id: SessionId) -> None:
     """Its tasks and its place on the machine go in the same transaction."""
     await sessions.delete(call.storage, existing(session_id), call.stamp)
 
@@ -311,7 +308,7 @@ async def delete(call: InCall, session_id: SessionId) -> None:
     responses=errors(404),
     summary="Read a session's health",
 )
-async def health(call: InCall, session_id: SessionId) -> Json:
+async def health(call: Call, session_id: SessionId) -> Json:
     """`status` is the stored one; `is_stalled` also holds before a scan has marked the session."""
     return await session_health.of_session(
         call.storage, existing(session_id), call.now, call.settings.stall_threshold
@@ -324,7 +321,7 @@ async def health(call: InCall, session_id: SessionId) -> Json:
     responses=errors(404, 409),
     summary="Mark a session failed",
 )
-async def mark_failed(call: InCall, session_id: SessionId, body: Annotated[MarkFailed, Body()]) -> Json:
+async def mark_failed(call: Call, session_id: SessionId, body: MarkFailed) -> Json:
     """Its tasks in progress fail with it. Again on a failed session changes nothing."""
     failed = await sessions.mark_failed(
         call.storage,
@@ -342,6 +339,6 @@ async def mark_failed(call: InCall, session_id: SessionId, body: Annotated[MarkF
     responses=errors(404, 409),
     summary="Mark a session stalled",
 )
-async def mark_stalled(call: InCall, session_id: SessionId) -> Json:
+async def mark_stalled(call: Call, session_id: SessionId) -> Json:
     """It may recover: its next heartbeat makes it active again."""
     return _shown(await sessions.mark_stalled(call.storage, existing(session_id), call.stamp))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from fastapi import APIRouter, Body, Query
 from pydantic import ConfigDict, Field, model_validator
 
 from state_tracking_api import log, metadata, tasks
 from state_tracking_api.errors import InvalidRequest, NotFound
-from state_tracking_api.http.call import InCall
-from state_tracking_api.http.documented import errors
+from state_tracking_api.http.call import Call
 from state_tracking_api.http.models import (
     UUID4,
     Message,
@@ -21,13 +19,14 @@ from state_tracking_api.http.models import (
     TaskId,
     TaskList,
     WholeNumber,
+    errors,
 )
-from state_tracking_api.http.route import LeanRoute, QueryModel, RequestModel
+from state_tracking_api.http.route import QueryModel, RequestModel, Router
 from state_tracking_api.lifecycle import Document, TaskStatus
 from state_tracking_api.metadata import Json
 from state_tracking_api.settings import is_uuid4
 
-router = APIRouter(route_class=LeanRoute, tags=["tasks"])
+router = Router(tags=["tasks"])
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 200
@@ -94,7 +93,7 @@ def _shown(task: Document) -> Json:
     summary="Add a task to a session",
     responses=errors(400),
 )
-async def create(call: InCall, body: Annotated[CreateTask, Body()]) -> Json:
+async def create(call: Call, body: CreateTask) -> Json:
     """400 where the session does not exist, has ended, or has another project."""
     task = await tasks.create(
         call.storage,
@@ -109,7 +108,7 @@ async def create(call: InCall, body: Annotated[CreateTask, Body()]) -> Json:
 
 
 @router.get("/api/tasks", response_model=TaskList, summary="List tasks, newest first")
-async def listed(call: InCall, query: Annotated[ListTasks, Query()]) -> Json:
+async def listed(call: Call, query: ListTasks) -> Json:
     """Filters are combined."""
     filters: dict[str, Any] = query.model_dump(
         include={"session_id", "project_id", "status"}, exclude_none=True, mode="json"
@@ -122,7 +121,7 @@ async def listed(call: InCall, query: Annotated[ListTasks, Query()]) -> Json:
 
 
 @router.get("/api/tasks/{task_id}", response_model=Task, responses=errors(404), summary="Read a task")
-async def read(call: InCall, task_id: TaskId) -> Json:
+async def read(call: Call, task_id: TaskId) -> Json:
     """The whole task."""
     return _shown(await tasks.get(call.storage, _existing(task_id)))
 
@@ -130,7 +129,7 @@ async def read(call: InCall, task_id: TaskId) -> Json:
 @router.patch(
     "/api/tasks/{task_id}", response_model=Task, responses=errors(404, 409), summary="Change a task"
 )
-async def patch(call: InCall, task_id: TaskId, body: Annotated[PatchTask, Body()]) -> Json:
+async def patch(call: Call, task_id: TaskId, body: PatchTask) -> Json:
     """A task is claimed once: the status that it has already is refused (400).
 
     409 where its session has ended, with `recovered_by` where another one has taken its work over.
@@ -151,6 +150,6 @@ async def patch(call: InCall, task_id: TaskId, body: Annotated[PatchTask, Body()
 
 
 @router.delete("/api/tasks/{task_id}", status_code=204, responses=errors(404), summary="Delete a task")
-async def delete(call: InCall, task_id: TaskId) -> None:
+async def delete(call: Call, task_id: TaskId) -> None:
     """Where it is its session's current task, that is cleared."""
     await tasks.delete(call.storage, _existing(task_id), call.stamp)

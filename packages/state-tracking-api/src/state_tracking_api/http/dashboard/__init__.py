@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
-
 from state_tracking_api.http.dashboard import page, views
 
-# Two route classes, one router: both are lean, and the application takes routes, not classes.
-router = APIRouter(tags=["operations"])
-router.routes.extend((*page.router.routes, *views.router.routes))
+routes = (*page.router.routes, *views.router.routes)

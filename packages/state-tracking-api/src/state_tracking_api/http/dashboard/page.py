@@ -6,14 +6,13 @@ import hashlib
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Path
 from starlette.responses import HTMLResponse
 
 from state_tracking_api.errors import NotFound
-from state_tracking_api.http.call import Answer, Call, Headers, InCall
-from state_tracking_api.http.route import LeanRoute, Receive
+from state_tracking_api.http.call import Answer, Call, Headers
+from state_tracking_api.http.route import LeanRoute, Receive, Router
 
 _MEDIA_TYPES = {
     "js": b"text/javascript; charset=utf-8",
@@ -59,11 +58,11 @@ class PageRoute(LeanRoute):
         return answer
 
 
-router = APIRouter(route_class=PageRoute, tags=["operations", "public"])
+router = Router(PageRoute, tags=["operations", "public"])
 
 
 @router.get("/dashboard", response_class=HTMLResponse, summary="The dashboard: what runs, what is silent")
-async def dashboard(call: InCall) -> Answer:
+async def dashboard(call: Call) -> Answer:
     """The page itself needs no key; it asks for one and polls with it."""
     del call
     return _page()
@@ -72,21 +71,21 @@ async def dashboard(call: InCall) -> Answer:
 @router.get("/dashboard/", include_in_schema=False)
 @router.get("/dashboard/machines", include_in_schema=False)
 @router.get("/dashboard/trends", include_in_schema=False)
-async def view(call: InCall) -> Answer:
+async def view(call: Call) -> Answer:
     """A view of the page under an address of its own."""
     del call
     return _page()
 
 
 @router.get("/dashboard/sessions/{session_id}", include_in_schema=False)
-async def session_view(call: InCall, session_id: Annotated[str, Path()]) -> Answer:
+async def session_view(call: Call, session_id: str) -> Answer:
     """The page of one session; whether there is such a session only the page finds out, with its key."""
     del call, session_id
     return _page()
 
 
 @router.get("/dashboard/assets/{name}", include_in_schema=False)
-async def asset(call: InCall, name: Annotated[str, Path()]) -> Answer:
+async def asset(call: Call, name: str) -> Answer:
     """A file that the page names; its name has the hash of its content in it."""
     del call
     body = _assets().get(name)

@@ -9,14 +9,13 @@ import hashlib
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
 from pydantic import Field
 
 from state_tracking_api import overview
-from state_tracking_api.http.call import Answer, Call, InCall, encode
+from state_tracking_api.http.call import Answer, Call, encode
 from state_tracking_api.http.insight import Summarise, summarised
 from state_tracking_api.http.models import MESSAGE_LENGTH, Offset, SessionId, WholeNumber
-from state_tracking_api.http.route import LeanRoute, QueryModel, Receive
+from state_tracking_api.http.route import LeanRoute, QueryModel, Receive, Router
 from state_tracking_api.http.sessions import existing
 from state_tracking_api.lifecycle import MachineStatus, SessionStatus
 from state_tracking_api.metadata import Json
@@ -55,7 +54,7 @@ def _has(condition: bytes, tag: bytes) -> bool:
     return any(part.strip().removeprefix(b"W/") == tag for part in condition.split(b","))
 
 
-router = APIRouter(route_class=ConditionalRoute, tags=["operations"], include_in_schema=False)
+router = Router(ConditionalRoute, tags=["operations"], include_in_schema=False)
 
 
 class Filters(QueryModel):
@@ -77,7 +76,7 @@ class MachineFilters(QueryModel):
 
 
 @router.get("/api/dashboard/overview", summary="Sessions, who needs somebody first, and counts")
-async def all_sessions(call: InCall, query: Annotated[Filters, Query()]) -> Json:
+async def all_sessions(call: Call, query: Filters) -> Json:
     """Everything that the overview shows."""
     return await overview.overview(
         call.storage,
@@ -92,19 +91,19 @@ async def all_sessions(call: InCall, query: Annotated[Filters, Query()]) -> Json
 
 
 @router.get("/api/dashboard/names", summary="Projects and machines to filter by")
-async def all_names(call: InCall) -> Json:
+async def all_names(call: Call) -> Json:
     """Asked for once, not with every poll: it looks at every session's key."""
     return await overview.names(call.storage)
 
 
 @router.get("/api/dashboard/sessions/{session_id}", summary="A session, its tasks and its chain")
-async def one_session(call: InCall, session_id: SessionId) -> Json:
+async def one_session(call: Call, session_id: SessionId) -> Json:
     """Everything that the page of a session shows, its events excepted."""
     return await overview.detail(call.storage, existing(session_id), call.now, call.settings.stall_threshold)
 
 
 @router.get("/api/dashboard/machines", summary="Machines and the sessions on them")
-async def all_machines(call: InCall, query: Annotated[MachineFilters, Query()]) -> Json:
+async def all_machines(call: Call, query: MachineFilters) -> Json:
     """Everything that the page of machines shows."""
     return await overview.fleet(
         call.storage,
@@ -117,7 +116,7 @@ async def all_machines(call: InCall, query: Annotated[MachineFilters, Query()]) 
 
 
 @router.get("/api/dashboard/trends", summary="The success metrics, where they have changed")
-async def trends(call: InCall, query: Annotated[Summarise, Query()]) -> Json:
+async def trends(call: Call, query: Summarise) -> Json:
     """As `/api/analytics/summary`, without the moment of asking: that alone would change every answer."""
     summary = await summarised(call, query)
     return {name: value for name, value in summary.items() if name != "until"}

@@ -1,14 +1,18 @@
-"""The OpenAPI document (3.1): FastAPI's, completed with what is true of every route here."""
+"""The OpenAPI document (3.1): FastAPI's, completed with what is true of every route here.
+
+Imported when the document is first asked for: nothing else needs FastAPI.
+"""
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Callable, Iterator
-from functools import cache
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any
 
-from fastapi import FastAPI
+from fastapi import Body, Query
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from pydantic.warnings import UnsupportedFieldAttributeWarning
 
 from state_tracking_api.errors import (
@@ -23,15 +27,15 @@ from state_tracking_api.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
+from state_tracking_api.http.call import Call
 from state_tracking_api.http.models import (
     EXAMPLE_SESSION,
     EXAMPLE_SUCCESSOR,
     EXAMPLE_TASK,
     EXAMPLE_TIME,
     UUID4,
-    ErrorBody,
 )
-from state_tracking_api.http.route import LeanRoute
+from state_tracking_api.http.route import LeanRoute, is_query
 
 _SCHEMA = {"$ref": "#/components/schemas/ErrorBody"}
 _METHODS_WITH_BODY = frozenset({"post", "patch", "put", "delete"})
@@ -84,29 +88,20 @@ _HEADERS: dict[str, dict[str, Any]] = {
 _LIMITS = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Declare the errors that are a route's own; those that any route can give are added to the document."""
-    return {status: {"description": _CLASSES[status].title, "model": ErrorBody} for status in statuses}
-
-
-def for_app(app: FastAPI) -> Callable[[], dict[str, Any]]:
-    """A function that builds the document of `app` when it is first called, and keeps it."""
-    return cache(lambda: build(app))
-
-
-def build(app: FastAPI) -> dict[str, Any]:
-    """The document of all routes of `app`."""
+def build(
+    routes: Iterable[LeanRoute], *, title: str, version: str, summary: str, description: str
+) -> dict[str, Any]:
+    """The document of these routes."""
     with warnings.catch_warnings():
         # FastAPI silences it where it makes validators; those of models that are built late are made here.
         warnings.simplefilter("ignore", UnsupportedFieldAttributeWarning)
         document = get_openapi(
-            title=app.title,
-            version=app.version,
+            title=title,
+            version=version,
             openapi_version="3.1.0",
-            summary=app.summary,
-            description=app.description,
-            routes=[route.documented() for route in app.routes if isinstance(route, LeanRoute)],
-            tags=app.openapi_tags,
+            summary=summary,
+            description=description,
+            routes=[_as_fastapi_has_it(route) for route in routes],
         )
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
@@ -127,6 +122,32 @@ def build(app: FastAPI) -> dict[str, Any]:
             for content in _contents(operation):
                 content.setdefault("example", _example(content["schema"], schemas))
     return document
+
+
+def _as_fastapi_has_it(route: LeanRoute) -> APIRoute:
+    """A route of FastAPI's with the same signature, whose parameters are marked as FastAPI knows them."""
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(route.endpoint).parameters.items():
+        hint = route.hints[name]
+        if hint is Call:
+            continue
+        if name not in route.param_convertors:
+            hint = Annotated[hint, Query() if is_query(hint) else Body()]
+        parameters.append(parameter.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY))
+
+    def endpoint() -> None: ...
+
+    endpoint.__name__, endpoint.__doc__ = route.endpoint.__name__, route.endpoint.__doc__
+    endpoint.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return APIRoute(
+        route.path,
+        endpoint,
+        methods=list(route.methods),
+        tags=list(route.tags),
+        status_code=route.answers_with,
+        include_in_schema=route.include_in_schema,
+        **route.described,
+    )
 
 
 def _contents(operation: dict[str, Any]) -> Iterator[dict[str, Any]]:
