@@ -49,20 +49,17 @@ def overdue(now: datetime, default: timedelta, outage: Outage | None) -> Documen
 
 async def summary(storage: Storage, now: datetime, default: timedelta) -> Json:
     """How many sessions there are in each state (PRD 2.4); silent ones count as stalled at once."""
-    counted = await storage.sessions.aggregate(
-        [{"$group": {"_id": "$status", "count": {"$sum": 1}}}], hint="status_1_last_heartbeat_1"
-    )
-    counts = {group["_id"]: group["count"] async for group in counted}
+    counts = await sessions.count_by_status(storage)
     outage = await presence.latest_outage(storage)
     late = await storage.sessions.count_documents(overdue(now, default, outage))
-    late = min(late, counts.get(SessionStatus.ACTIVE, 0))
+    late = min(late, counts[SessionStatus.ACTIVE])
     return {
         "total_sessions": sum(counts.values()),
-        "active_sessions": counts.get(SessionStatus.ACTIVE, 0) - late,
-        "paused_sessions": counts.get(SessionStatus.PAUSED, 0),
-        "stalled_sessions": counts.get(SessionStatus.STALLED, 0) + late,
-        "failed_sessions": counts.get(SessionStatus.FAILED, 0),
-        "completed_sessions": counts.get(SessionStatus.COMPLETED, 0),
+        "active_sessions": counts[SessionStatus.ACTIVE] - late,
+        "paused_sessions": counts[SessionStatus.PAUSED],
+        "stalled_sessions": counts[SessionStatus.STALLED] + late,
+        "failed_sessions": counts[SessionStatus.FAILED],
+        "completed_sessions": counts[SessionStatus.COMPLETED],
         "suspected_outage": await presence.is_outage_suspected(storage, now),
         "last_updated": iso(now),
     }

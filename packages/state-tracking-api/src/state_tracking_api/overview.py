@@ -82,20 +82,21 @@ async def overview(
 
 
 async def _counts(storage: Storage, filters: Document, silent: Document) -> dict[str, int]:
-    options: dict[str, Any] = {} if filters else {"hint": "status_1_last_heartbeat_1"}
-    grouped, late = await asyncio.gather(
-        storage.sessions.aggregate(
-            [{"$match": filters}, {"$group": {"_id": "$status", "count": {"$sum": 1}}}],
-            **options,
-        ),
+    counts, late = await asyncio.gather(
+        _count_some(storage, filters) if filters else sessions.count_by_status(storage),
         storage.sessions.count_documents({**filters, **silent}),
     )
-    counts = {str(status): 0 for status in SessionStatus}
-    async for group in grouped:
-        counts[group["_id"]] = group["count"]
     late = min(late, counts[_ACTIVE])
     counts[_ACTIVE] -= late
     counts[_STALLED] += late
+    return counts
+
+
+async def _count_some(storage: Storage, filters: Document) -> dict[str, int]:
+    counts = {str(status): 0 for status in SessionStatus}
+    by_status = {"$group": {"_id": "$status", "count": {"$sum": 1}}}
+    async for group in await storage.sessions.aggregate([{"$match": filters}, by_status]):
+        counts[group["_id"]] = group["count"]
     return counts
 
 

@@ -157,6 +157,24 @@ async def page(
     return await storage.page(storage.sessions, condition, "session_id", limit, offset)
 
 
+async def count_by_status(storage: Storage) -> dict[str, int]:
+    """How many sessions there are of each status; 0 where there is none."""
+
+    def counted(status: str) -> list[Document]:
+        return [{"$match": {"status": status}}, {"$count": "count"}, {"$set": {"_id": status}}]
+
+    # Counting what an index has of a value takes the database half of what grouping by that value takes.
+    first, *others = [str(status) for status in SessionStatus]
+    unions = [
+        {"$unionWith": {"coll": storage.sessions.name, "pipeline": counted(status)}} for status in others
+    ]
+    found = await storage.sessions.aggregate([*counted(first), *unions])
+    counts = dict.fromkeys((first, *others), 0)
+    async for group in found:
+        counts[group["_id"]] = group["count"]
+    return counts
+
+
 async def heartbeat(
     storage: Storage, session_id: str, stamp: Stamp, *, changes: Mapping[str, Any], patch: Json | None
 ) -> Document:

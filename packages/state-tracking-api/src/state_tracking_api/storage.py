@@ -7,9 +7,10 @@ import contextlib
 import contextvars
 import math
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
+from datetime import datetime
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 from weakref import WeakSet, WeakValueDictionary
@@ -30,7 +31,7 @@ from pymongo.errors import (
 )
 from pymongo.read_concern import ReadConcern
 
-from state_tracking_api import log, schema
+from state_tracking_api import clock, log, schema
 from state_tracking_api.background import Shared
 from state_tracking_api.breaker import CircuitBreaker, Pass
 from state_tracking_api.errors import ApiError, GatewayTimeout, ServiceUnavailable
@@ -90,14 +91,15 @@ class Storage:
             write_concern=WriteConcern("majority"),
         )
         self.sessions = self.database["sessions"]
-        patience = min(settings.db_timeout_ms, settings.request_timeout_ms) / 1000
-        self.session_beats = GroupCommit(self.sessions, "session_id", schema.WITHOUT_EVENTS, patience)
+        self._patience = min(settings.db_timeout_ms, settings.request_timeout_ms) / 1000
+        self.session_beats = GroupCommit(self.sessions, "session_id", schema.WITHOUT_EVENTS, self._patience)
         self.tasks = self.database["tasks"]
         self.machines = self.database["machines"]
         self.jobs = self.database["jobs"]
         self.heartbeat_counts = self.database["heartbeat_counts"]
         self.machine_locks = self.database["machine_locks"]
         self.health_summaries: Shared[Json] = Shared()
+        self._totals: defaultdict[str, Shared[int]] = defaultdict(Shared)
         self.breaker = CircuitBreaker()
         # Failures of which the circuit breaker knows: those who share an attempt share its failure, one.
         self._counted: WeakSet[PyMongoError] = WeakSet()
@@ -296,10 +298,21 @@ class Storage:
         """Documents newest first with the id as tie-breaker, events left out, and how many match in all."""
         found = collection.find(condition, schema.WITHOUT_EVENTS)
         ordered = found.sort([("created_at", DESCENDING), (id_field, DESCENDING)]).skip(offset).limit(limit)
-        hint: dict[str, Any] = {} if condition else {"hint": "_id_"}
-        count = collection.count_documents(condition, **hint)
+        count = collection.count_documents(condition) if condition else self._count_all(collection)
         documents, total = await asyncio.gather(ordered.to_list(), count)
         return documents, total
+
+    async def _count_all(self, collection: AsyncCollection[Document]) -> int:
+        """How many documents there are; it grows with them, so all who ask at once share one count.
+
+        Exact, which the number that the database keeps by itself is not after a crash of it.
+        """
+
+        async def count(_asked_at: datetime) -> int:
+            with pymongo.timeout(self._patience):
+                return await collection.count_documents({}, hint="_id_")
+
+        return await self._totals[collection.name].get(clock.now(), count)
 
     def has_left_open(self, since: float) -> bool:
         """Whether a transaction was left open since then (`time.monotonic`) and is not ended yet."""

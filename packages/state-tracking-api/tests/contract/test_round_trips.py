@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -12,7 +13,7 @@ from api_harness.commands import Commands, counted
 from api_harness.servers import Documents
 from state_tracking_api import clock, recovery, sessions, tasks
 from state_tracking_api.embedded import Mongod
-from state_tracking_api.lifecycle import Stamp, TaskStatus
+from state_tracking_api.lifecycle import SessionStatus, Stamp, TaskStatus
 from state_tracking_api.storage import Storage
 
 STAMP = Stamp(clock.now(), "key:test")
@@ -38,6 +39,28 @@ async def test_a_heartbeat_takes_one(api: Api, storage: Storage, commands: Comma
 async def test_reading_takes_one(api: Api, storage: Storage, commands: Commands) -> None:
     await sessions.get(storage, api.session()["session_id"])
     assert commands.sent == {"find sessions": 1}
+
+
+async def test_lists_of_everything_share_their_count(api: Api, storage: Storage, commands: Commands) -> None:
+    before = (await sessions.page(storage, {}, 1, 0))[1]
+    api.session()
+    commands.sent.clear()
+    pages = await asyncio.gather(*(sessions.page(storage, {}, 1, 0) for _ in range(20)))
+    assert {total for _, total in pages} == {before + 1}
+    assert commands.sent == {"find sessions": 20, "aggregate sessions": 1}
+
+
+async def test_the_states_are_counted_in_one_each_by_its_place_in_the_index(
+    api: Api, storage: Storage, commands: Commands, database: Documents
+) -> None:
+    for status in ("completed", "failed", "failed"):
+        api.session_in(status)
+    counts = await sessions.count_by_status(storage)
+    assert commands.sent == {"aggregate sessions": 1}
+    assert counts == {
+        str(status): database.sessions.count_documents({"status": str(status)}) for status in SessionStatus
+    }
+    assert counts["failed"] >= 2
 
 
 async def test_creating_a_session_takes_five(storage: Storage, commands: Commands) -> None:
