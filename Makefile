@@ -50,16 +50,21 @@ faults: .venv/.dev ## Rounds of random faults for MINUTES=5; SEED=n repeats one 
 .PHONY: check
 check: .venv/.dev $(PART_CHECKS) ## Formatting, lint, types and import rules; starts no service
 	.ci/check-locks
+	$(if $(ADVISORIES),$(BIN)/python .ci/audit-locks $(ADVISORIES))
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright
 
 .PHONY: audit
-audit: .venv/.dev node_modules/.installed ## Ask the public advisory databases about every locked version; needs the internet
+audit: .venv/.dev node_modules/.installed ## Ask the advisory databases about every locked version; ADVISORIES=directory asks them on disk
+ifdef ADVISORIES
+	$(BIN)/python .ci/audit-locks $(ADVISORIES)
+else
 	for lock in *.lock infra/*.lock; do \
-	    $(BIN)/pip-audit --require-hashes --disable-pip --progress-spinner off --requirement $$lock || exit; done
+	    $(BIN)/pip-audit --strict --require-hashes --disable-pip --progress-spinner off --requirement $$lock || exit; done
 	$(PNPM) audit
+endif
 
 .PHONY: fuzz
 fuzz: .venv/.dev ## Ask the API thousands of questions that nobody would ask: make fuzz EXAMPLES=200

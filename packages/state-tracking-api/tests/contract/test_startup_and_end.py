@@ -8,6 +8,7 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -103,6 +104,19 @@ def test_connections_opened_while_the_database_was_starting_are_not_kept(tmp_pat
 def test_serve_without_a_database_ends_at_sigterm() -> None:
     with Server.start(MONGODB_URI=f"mongodb://127.0.0.1:{free_port()}/") as server:
         server.stop()
+
+
+def test_a_flood_without_a_valid_key_never_gets_as_far_as_the_database() -> None:
+    with Server.start(MONGODB_URI=f"mongodb://127.0.0.1:{free_port()}/", RATE_LIMIT_PER_MINUTE="5") as server:
+        with Api(server.base_url, str(uuid4())) as stranger, ThreadPoolExecutor(8) as pool:
+            refused = list(pool.map(lambda _: stranger.get("/api/sessions/health"), range(200)))
+        for answer in refused:
+            expect_error(answer, 401)
+        with Api(server.base_url, server.key) as api:
+            # Nothing was counted against those who have a key; theirs would get as far as the database.
+            answer = api.get("/api/sessions/health")
+            expect_error(answer, 503)
+            assert answer.headers["X-RateLimit-Remaining"] == "4"
 
 
 def test_several_instances_start_at_once_on_an_empty_database(own: Servers) -> None:

@@ -307,3 +307,31 @@ test("an API that is away is said, with the last picture of the sessions and the
     async () => !((await window?.status()) ?? "API away").includes("API away"),
   );
 });
+
+test("in a workspace that is not trusted nothing begins and nothing goes on, until it is trusted", async () => {
+  const trust = { "security.workspace.trust.enabled": true, "security.workspace.trust.startupPrompt": "never" };
+  const folder = await editor.folder({ "plan.toml": gatedPlan("stranger", "From a Stranger", ["first"]) });
+  const gates = new Gates(folder);
+  await backend.api().createSession({ project_id: "stranger", machine_id: "elsewhere" });
+  await editor.configure({}, trust);
+  try {
+    const shown = (window = await editor.open(folder));
+    await shown.setKey(backend.key);
+    await shown.command("Claude Projects: Start Orchestration");
+    await shown.notification("trust the workspace first").waitFor();
+    await shown.command("Claude Projects: Recover Session");
+    await shown.notification("The tasks run commands on this machine").waitFor();
+    expect(await backend.sessionsOf("stranger")).toHaveLength(1);
+    expect(gates.begun).toEqual([]);
+
+    await shown.press("A plan runs commands on this machine", "Manage Workspace Trust");
+    await shown.page.locator(".workspace-trust-editor .monaco-button", { hasText: /^Trust$/ }).first().click();
+    await shown.start("From a Stranger");
+    gates.open("first");
+    await until("the plan is done", async () =>
+      (await backend.sessionsOf("stranger")).some(({ status }) => status === "completed"),
+    );
+  } finally {
+    await editor.configure({});
+  }
+});
