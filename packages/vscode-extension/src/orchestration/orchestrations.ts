@@ -294,8 +294,9 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
         claim.release();
       }),
     );
-    this.couriers.forEach(({ tracker }) => {
+    this.couriers.forEach(({ tracker, claim }) => {
       tracker.dispose();
+      claim.release();
     });
   }
 

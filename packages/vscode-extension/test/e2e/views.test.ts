@@ -325,7 +325,10 @@ test("in a workspace that is not trusted nothing begins and nothing goes on, unt
     expect(gates.begun).toEqual([]);
 
     await shown.press("A plan runs commands on this machine", "Manage Workspace Trust");
-    await shown.page.locator(".workspace-trust-editor .monaco-button", { hasText: /^Trust$/ }).first().click();
+    await shown.page
+      .locator(".workspace-trust-editor .monaco-button", { hasText: /^Trust$/ })
+      .first()
+      .click();
     await shown.start("From a Stranger");
     gates.open("first");
     await until("the plan is done", async () =>
