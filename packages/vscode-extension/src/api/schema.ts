@@ -452,13 +452,6 @@ export interface paths {
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
-        Answer: {
-            body?: unknown;
-            /** @default 200 */
-            status?: number;
-            /** @default application/json */
-            media_type?: string;
-        };
         Bucket: {
             /** Format: date-time */
             start: string;
