@@ -1,23 +1,32 @@
-"""A bare ASGI application: what uvicorn alone costs for an answer of a session's size. `bare.py PORT`."""
+"""A bare ASGI application: what uvicorn alone costs for an answer of a size. `bare.py PORT`.
+
+The size in bytes is the first part of the path: /560/api/sessions is answered with 560 of them.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from functools import cache
 from typing import Any
 
 import uvicorn
 
-BODY = b"x" * 560
-HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(BODY))]
+
+@cache
+def answer(size: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The two messages of an answer, made once for each size."""
+    headers = [(b"content-type", b"application/json"), (b"content-length", size.encode())]
+    start = {"type": "http.response.start", "status": 200, "headers": headers}
+    return start, {"type": "http.response.body", "body": b"x" * int(size)}
 
 
 async def bare(scope: Any, receive: Any, send: Any) -> None:
-    """Answer everything with the same bytes."""
+    """Answer everything with so many bytes."""
     if scope["type"] == "http":
         await receive()
-        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-        await send({"type": "http.response.body", "body": BODY})
+        for message in answer(scope["path"].split("/", 2)[1]):
+            await send(message)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a real mongod, a real server, a lean client, and the CPU time that each uses."""
+"""What the benchmarks share: a real mongod, a real server, a lean client, and what each of them uses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import psutil
 from state_tracking_api.embedded import Mongod, free_port
 
 DATABASE = "bench"
-COMMAND = Path(sys.executable).with_name("state-tracking-api")
+SERVE = (Path(sys.executable).with_name("state-tracking-api"), "serve")
 KEY = str(uuid.uuid4())
 
 Answer = tuple[int, bytes]
@@ -30,33 +30,38 @@ Answer = tuple[int, bytes]
 
 @dataclass(frozen=True)
 class Measured:
-    """One scenario in one round: CPU microseconds and milliseconds per request, requests per second."""
+    """One scenario in one round, per request; `cpu_us` and `memory_mb` are those of whoever answered it."""
 
-    server_cpu_us: float
+    cpu_us: float
     mongod_cpu_us: float
     p50_ms: float
     p95_ms: float
     p99_ms: float
     per_second: float
+    memory_mb: float
+
+
+FIGURES = tuple(Measured.__dataclass_fields__)
 
 
 class Connection:
     """A kept-alive HTTP/1.1 connection with as little client as possible."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, key: str) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, prefix: str) -> None:
         self._reader = reader
         self._writer = writer
-        self._head = f"Host: 127.0.0.1\r\nX-API-Key: {key}\r\nContent-Type: application/json\r\n"
+        self._prefix = prefix
+        self._head = f"Host: 127.0.0.1\r\nX-API-Key: {KEY}\r\nContent-Type: application/json\r\n"
 
     @classmethod
-    async def open(cls, port: int) -> Connection:
-        """Connect to a server on this machine."""
-        return cls(*await asyncio.open_connection("127.0.0.1", port), KEY)
+    async def open(cls, port: int, prefix: str = "") -> Connection:
+        """Connect to a server on this machine; every path that is asked for begins with `prefix`."""
+        return cls(*await asyncio.open_connection("127.0.0.1", port), prefix)
 
     async def request(self, method: str, path: str, body: object = None) -> Answer:
         """Send one request, `body` as JSON; returns status and body."""
         content = b"" if body is None else json.dumps(body).encode()
-        head = f"{method} {path} HTTP/1.1\r\n{self._head}Content-Length: {len(content)}\r\n\r\n"
+        head = f"{method} {self._prefix}{path} HTTP/1.1\r\n{self._head}Content-Length: {len(content)}\r\n\r\n"
         self._writer.write(head.encode() + content)
         answer = await self._reader.readuntil(b"\r\n\r\n")
         length = next(
@@ -82,15 +87,17 @@ Request = Callable[[Connection, int], Awaitable[Answer]]
 """Sends one request; the number tells the requests of a run apart."""
 
 
-async def load(port: int, request: Request, seconds: float, concurrency: int) -> list[float]:
-    """Send requests from as many connections for a time; returns the latencies in milliseconds."""
+async def load(
+    port: int, request: Request, seconds: float, concurrency: int, prefix: str = ""
+) -> list[float]:
+    """Send requests from as many connections for a time, each at least one; returns milliseconds of each."""
     latencies: list[float] = []
     end = time.perf_counter() + seconds
 
     async def work(first: int) -> None:
-        connection = await Connection.open(port)
+        connection = await Connection.open(port, prefix)
         number = first
-        while (begun := time.perf_counter()) < end:
+        while (begun := time.perf_counter()) < end or number == first:
             status, body = await request(connection, number)
             if status >= 300:
                 raise RuntimeError(f"{status}: {body.decode()}")
@@ -114,11 +121,25 @@ def cpu(*processes: psutil.Process) -> float:
     return total
 
 
-def of_latencies(latencies: Sequence[float], elapsed: float, own: float, mongod: float) -> Measured:
+def percentiles(latencies: Sequence[float]) -> tuple[float, float, float]:
+    """The 50th, 95th and 99th of at least two latencies."""
+    # Inclusive: of few latencies the other method would make one up that is beyond the slowest.
+    cuts = statistics.quantiles(latencies, n=100, method="inclusive")
+    return cuts[49], cuts[94], cuts[98]
+
+
+def of_latencies(
+    latencies: Sequence[float], elapsed: float, own: float, mongod: float, memory: int
+) -> Measured:
     """What was measured, per request; `own` and `mongod` are CPU seconds, `elapsed` seconds."""
     count = len(latencies)
-    cuts = statistics.quantiles(latencies, n=100)
-    return Measured(own / count * 1e6, mongod / count * 1e6, cuts[49], cuts[94], cuts[98], count / elapsed)
+    return Measured(
+        own / count * 1e6,
+        mongod / count * 1e6,
+        *percentiles(latencies),
+        count / elapsed,
+        memory / 1e6,
+    )
 
 
 async def measure(
@@ -128,19 +149,47 @@ async def measure(
     request: Request,
     seconds: float,
     concurrency: int,
+    prefix: str = "",
 ) -> Measured:
     """One scenario, one round."""
     before = cpu(server), cpu(mongod)
     begun = time.perf_counter()
-    latencies = await load(port, request, seconds, concurrency)
+    latencies = await load(port, request, seconds, concurrency, prefix)
     elapsed = time.perf_counter() - begun
-    return of_latencies(latencies, elapsed, cpu(server) - before[0], cpu(mongod) - before[1])
+    used = cpu(server) - before[0], cpu(mongod) - before[1]
+    return of_latencies(latencies, elapsed, *used, server.memory_info().rss)
+
+
+def driver_alone(
+    uri: str,
+    mongod: psutil.Process,
+    scenario: str,
+    targets: Mapping[str, Any],
+    seconds: float,
+    concurrency: int,
+) -> Measured:
+    """The same work on the database by the driver alone, in a process of its own (yardsticks.py)."""
+    program = Path(__file__).with_name("yardsticks.py")
+    command = [sys.executable, program, uri, str(mongod.pid), scenario, str(seconds), str(concurrency)]
+    done = subprocess.run(command, check=True, input=json.dumps(targets).encode(), stdout=subprocess.PIPE)
+    return of_latencies(**json.loads(done.stdout))
 
 
 def median(measured: Sequence[Measured]) -> Measured:
     """The median of each figure over the rounds."""
-    names = Measured.__dataclass_fields__
-    return Measured(**{name: statistics.median(getattr(one, name) for one in measured) for name in names})
+    return Measured(*(statistics.median(getattr(one, name) for one in measured) for name in FIGURES))
+
+
+def ratios(some: Sequence[Measured], others: Sequence[Measured]) -> dict[str, float]:
+    """Of each figure the median of the rounds' own ratios: a slow moment hits both of a pair."""
+    paired = list(zip(some, others, strict=True))
+    return {
+        name: statistics.median(
+            getattr(one, name) / getattr(other, name) if getattr(other, name) else float("nan")
+            for one, other in paired
+        )
+        for name in FIGURES
+    }
 
 
 @contextmanager
@@ -168,7 +217,9 @@ def process(
 
 
 @contextmanager
-def serve(uri: str, **settings: str) -> Generator[tuple[psutil.Process, int]]:
+def serve(
+    uri: str, command: Sequence[object] = SERVE, **settings: str
+) -> Generator[tuple[psutil.Process, int]]:
     """A real `serve` on a database; yields its process and its port."""
     port = free_port()
     environment = {
@@ -179,7 +230,7 @@ def serve(uri: str, **settings: str) -> Generator[tuple[psutil.Process, int]]:
         "RATE_LIMIT_PER_MINUTE": "100000000",
         **settings,
     }
-    with process([COMMAND, "serve"], environment, port) as started:
+    with process(command, environment, port) as started:
         yield started, port
 
 

@@ -1,14 +1,14 @@
 """How the cost of a request grows with what is stored, with silence, and with the number of processes.
 
     .venv/bin/python bench/scale.py [--sizes 100,10000,1000000] [--stalled 100000] [--processes 1,2,4,8]
-                                    [--seconds 2] [--explain DIRECTORY] [--only ROW]
+                                    [--rounds 3] [--seconds 1] [--explain DIRECTORY] [--only ROW]
 
 Three parts, each on a real mongod and a real `serve`. Sizes: the same requests with more and more sessions
-stored, a thousand of which have a hundred tasks each; one in a hundred is live, the others have ended, as it
-is where retention is a month. Silence: a stall scan that finds many sessions silent at once, how long it
-takes, what memory it needs, and what heartbeats of other sessions feel of it. Processes: heartbeats against
-more and more server processes on one database. `--explain` writes what the database says about each query at
-the largest size.
+stored, a thousand of which have a hundred tasks each; the first hundred and one in a hundred of the others
+are live, the rest have ended, as it is where retention is a month; beside each the same work straight through
+the driver. Silence: a stall scan that finds many sessions silent at once, how long it takes, what memory it
+needs, and what heartbeats of other sessions feel of it. Processes: heartbeats against more and more server
+processes on one database. `--explain` writes what the database says about each query at the largest size.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import argparse
 import asyncio
 import json
 import random
-import statistics
 import time
-import uuid
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,11 @@ from pymongo import MongoClient
 from pymongo.collection import Collection
 
 import bench_harness
-from bench_harness import DATABASE, Answer, Connection, Request
-from state_tracking_api import health, sessions, tasks
+import queries
+import scenarios
+from bench_harness import DATABASE, Answer, Connection, Measured, Request
+from scenarios import Targets
+from state_tracking_api import sessions, tasks
 from state_tracking_api.lifecycle import Stamp
 
 Document = dict[str, Any]
@@ -44,11 +46,27 @@ OPEN_TASK = "one of a live session"
 """Each has one; what has ended gets no further transitions."""
 PATIENCE = timedelta(days=1)
 """Nobody falls silent while all this is stored."""
+FIRST_LIVE = 100
+"""The first are all live, so that at the smallest size requests do not all want the same session."""
 LIVE_SHARE = 100
-"""One session in so many is live."""
+"""Of the others, one in so many is."""
+STALLED = range(80, FIRST_LIVE)
+"""These have been stalled for an hour."""
+SILENT = 700
+"""So many fall silent for the plan of a scan: more than it marks at once."""
+TITLES = {
+    "cpu_us": "CPU µs of the server",
+    "mongod_cpu_us": "CPU µs of mongod",
+    "per_second": "requests/s",
+}
 
 
-def session(number: int, *, now: datetime, live: bool, silent: bool = False) -> Document:
+def is_active(number: int) -> bool:
+    """Whether a stored session beats."""
+    return number % LIVE_SHARE == 0 or number < STALLED.start
+
+
+def session(number: int, *, now: datetime, status: str, silent: bool = False) -> Document:
     """A stored session, as the server itself makes them."""
     at = now - timedelta(seconds=number % 2_500_000)
     made = sessions.new_document(
@@ -58,10 +76,18 @@ def session(number: int, *, now: datetime, live: bool, silent: bool = False) -> 
         docker_slot=None,
         metadata_={"vscode": "1.139.1", "extension": "0.1.0"},
     )
-    if live:
-        return {**made, "last_heartbeat": now - timedelta(hours=1) if silent else now}
-    status = "failed" if number % 20 == 0 else "completed"
-    return {**made, "status": status, "completed_at": at}
+    made["status"] = status
+    if status in ("completed", "failed"):
+        return {**made, "completed_at": at}
+    return {**made, "last_heartbeat": now - timedelta(hours=1) if silent else now}
+
+
+def stored_session(number: int, now: datetime) -> Document:
+    """One of those that are there at each size that is large enough."""
+    if number in STALLED:
+        return session(number, now=now, status="stalled", silent=True)
+    ended = "failed" if number % 20 == 0 else "completed"
+    return session(number, now=now, status="active" if is_active(number) else ended)
 
 
 def filled(stored: Collection[Document], documents: Iterator[Document]) -> None:
@@ -81,7 +107,7 @@ def fill(database: Any, start: int, end: int) -> None:
     now = datetime.now(UTC)
     filled(
         database["sessions"],
-        (session(number, now=now, live=number % LIVE_SHARE == 0) for number in range(start, end)),
+        (stored_session(number, now) for number in range(start, end)),
     )
     fields = {"session_id": 1, "project_id": 1}
     live = database["sessions"].find({"status": "active"}, fields).sort("_id", 1)
@@ -104,66 +130,41 @@ def fill(database: Any, start: int, end: int) -> None:
         database["tasks"],
         (task(owner, f"task {number}") for owner in chosen for number in range(TASKS_EACH)),
     )
-    before = -(-start // LIVE_SHARE)
+    before = sum(is_active(number) for number in range(start))
     filled(database["tasks"], (task(owner, OPEN_TASK) for owner in live.skip(before)))
 
 
-def scenarios(database: Any) -> dict[str, Request]:
-    """What is asked at each size."""
-    live = [one["session_id"] for one in database["sessions"].find({"status": "active"}).limit(2000)]
+def targets(database: Any) -> Targets:
+    """What is asked about: the same number of sessions and tasks at each size, where there are as many."""
+    stored = database["sessions"]
+    live = [one["session_id"] for one in stored.find({"status": "active"}, {"session_id": 1}).limit(2000)]
     random.Random(1).shuffle(live)  # noqa: S311 - an order, not a secret
-    some_task = database["tasks"].find_one({})
+    some_task = database["tasks"].find_one({"task_name": "task 0"})
     assert some_task is not None
-
-    open_tasks = [
-        one["task_id"] for one in database["tasks"].find({"task_name": OPEN_TASK}, {"task_id": 1}).limit(2000)
-    ]
-
-    def get(path: str) -> Request:
-        async def request(connection: Connection, _number: int) -> Answer:
-            return await connection.request("GET", path)
-
-        return request
-
-    async def heartbeat(connection: Connection, number: int) -> Answer:
-        return await connection.request("POST", f"/api/sessions/{live[number % len(live)]}/heartbeat")
-
-    async def read(connection: Connection, number: int) -> Answer:
-        return await connection.request("GET", f"/api/sessions/{live[number % len(live)]}")
-
-    async def transition(connection: Connection, number: int) -> Answer:
-        # Blocked may be said again and again.
-        path = f"/api/tasks/{open_tasks[number % len(open_tasks)]}"
-        return await connection.request("PATCH", path, {"status": "blocked"})
-
-    async def create(connection: Connection, _number: int) -> Answer:
-        body = {"project_id": "bench", "machine_id": str(uuid.uuid4())}
-        return await connection.request("POST", "/api/sessions", body)
-
-    return {
-        "heartbeat": heartbeat,
-        "read a session": read,
-        "read a task": get(f"/api/tasks/{some_task['task_id']}"),
-        "create a session": create,
-        "task transition": transition,
-        "list of a project": get("/api/sessions?project_id=project-7&limit=20"),
-        "list of the live": get("/api/sessions?status=active&limit=20"),
-        "list of all": get("/api/sessions?limit=20"),
-        "tasks of a session": get(f"/api/tasks?session_id={some_task['session_id']}&limit=100"),
-        "stalled list": get("/api/sessions/stalled"),
-        "health summary": get("/api/sessions/health"),
-        "recovery state": get(f"/api/sessions/{some_task['session_id']}/recovery-state"),
-    }
+    open_tasks = database["tasks"].find({"task_name": OPEN_TASK}, {"task_id": 1}).limit(2000)
+    return Targets(
+        sessions=live,
+        tasks=[one["task_id"] for one in open_tasks],
+        project_id="project-7",
+        task_id=some_task["task_id"],
+        owner_id=some_task["session_id"],
+        patience_ms=PATIENCE // timedelta(milliseconds=1),
+    )
 
 
-async def scan(connection: Connection, _number: int) -> Answer:
-    """A stall scan."""
-    return await connection.request("POST", "/api/sessions/detect-failures")
+@dataclass(frozen=True)
+class Sized:
+    """What was measured at one size: by scenario the server's figures, the driver's, and their ratios."""
+
+    server: dict[str, Measured]
+    driver: dict[str, Measured]
+    ratios: dict[str, dict[str, float]]
 
 
-def sizes(wanted: list[int], seconds: float, explain: Path | None, only: list[str] | None) -> str:
-    """The first part; a table of milliseconds (and CPU of server and mongod together) by size."""
-    columns: dict[int, dict[str, str]] = {}
+def sizes(wanted: list[int], rounds: int, seconds: float, explain: Path | None, only: list[str]) -> str:
+    """The first part: tables of the figures by size."""
+    columns: dict[int, Sized] = {}
+    unlike: list[str] = []
     patient = {"SCHEDULER": "off", "STALL_THRESHOLD_MS": str(PATIENCE // timedelta(milliseconds=1))}
     with bench_harness.mongod() as mongod, bench_harness.serve(mongod.uri, **patient) as (server, port):
         client: MongoClient[Document] = MongoClient(mongod.uri, tz_aware=True)
@@ -174,109 +175,131 @@ def sizes(wanted: list[int], seconds: float, explain: Path | None, only: list[st
             begun = time.monotonic()
             fill(database, stored, size)
             stored = size
-            print(f"{size} sessions stored after {time.monotonic() - begun:.0f} s", flush=True)
-            columns[size] = {}
-            for name, request in {**scenarios(database), "stall scan, nobody silent": scan}.items():
-                if only and name not in only:
-                    continue
-                found = asyncio.run(
-                    bench_harness.measure(
-                        port, server, psutil.Process(mongod.pid), request, seconds, CONCURRENCY
-                    )
-                )
-                used = found.server_cpu_us + found.mongod_cpu_us
-                columns[size][name] = (
-                    f"{found.p50_ms:.1f} ms, {used / 1000:.2f} ms CPU, p95 {found.p95_ms:.1f}"
-                )
-            columns[size]["memory of the server"] = f"{server.memory_info().rss / 1e6:.0f} MB"
-            database["sessions"].delete_many({"project_id": "bench"})
+            print(f"{size:,} sessions stored after {time.monotonic() - begun:.0f} s", flush=True)
+            of = targets(database)
+            known = scenarios.requests(of)
+            chosen = {name: known[name] for name in only or known}
+            running = Running(mongod.uri, psutil.Process(mongod.pid), server, port, database)
+            if size == wanted[0]:
+                unlike = asyncio.run(queries.unlike(running.uri, running.mongod, port, chosen, asdict(of)))
+            begun = time.monotonic()
+            columns[size] = asyncio.run(_sized(running, chosen, asdict(of), rounds, seconds))
+            print(f"{size:,} sessions measured after {time.monotonic() - begun:.0f} s", flush=True)
         if explain:
-            write_plans(database, explain)
+            explain.mkdir(parents=True, exist_ok=True)
+            asyncio.run(write_plans(database, port, explain))
         client.close()
-    names = list(columns[wanted[0]])
-    rows = [[name, *(columns[size][name] for size in wanted)] for name in names]
-    return bench_harness.table(["p50, CPU of server and mongod", *(f"{size:,}" for size in wanted)], rows)
+    said = [*_tables(columns), *(f"NOT THE SAME WORK: {one}" for one in unlike)]
+    return "\n\n".join(said)
 
 
-def write_plans(database: Any, directory: Path) -> None:
-    """What the database says about the queries, a file each: the winning plan and what it looked at."""
-    directory.mkdir(parents=True, exist_ok=True)
-    now = datetime.now(UTC)
-    some = database["sessions"].find_one({"status": "active"})
-    assert some is not None
-    newest = {"created_at": -1, "session_id": -1}
-    silent = health.overdue(now, PATIENCE, None)
-    everybody = health.overdue(now + 2 * PATIENCE, PATIENCE, None)
-    task = database["tasks"].find_one({})
-    assert task is not None
-    of_a_session = {"session_id": task["session_id"]}
-    beating = {
-        "session_id": some["session_id"],
-        "status": {"$in": ["active", "paused"]},
-        "fenced": {"$ne": True},
-    }
-    find: dict[str, Document] = {
-        "heartbeat": {"find": "sessions", "filter": beating},
-        "read": {"find": "sessions", "filter": {"session_id": some["session_id"]}},
-        "list-of-a-project": {
-            "find": "sessions",
-            "filter": {"project_id": "project-7"},
-            "sort": newest,
-            "limit": 20,
-        },
-        "list-of-the-live": {"find": "sessions", "filter": {"status": "active"}, "sort": newest, "limit": 20},
-        "list-of-all": {"find": "sessions", "filter": {}, "sort": newest, "limit": 20},
-        "stall-scan": {"find": "sessions", "filter": silent, "limit": 500},
-        "stall-scan-of-many": {"find": "sessions", "filter": everybody, "limit": 500},
-        "stalled-list": {
-            "find": "sessions",
-            "filter": {"$or": [{"status": "stalled"}, *silent["$or"]]},
-            "sort": {"last_heartbeat": 1, "session_id": 1},
-        },
-        "read-a-task": {"find": "tasks", "filter": {"task_id": task["task_id"]}},
-        "tasks-of-a-session": {
-            "find": "tasks",
-            "filter": of_a_session,
-            "sort": {"created_at": -1, "task_id": -1},
-            "limit": 100,
-        },
-        "total-of-a-project": _counted({"project_id": "project-7"}),
-        "total-of-all": {**_counted({}), "hint": "_id_"},
-        "summary-of-states": {
-            **_aggregated([{"$group": {"_id": "$status", "count": {"$sum": 1}}}]),
-            "hint": "status_1_last_heartbeat_1",
-        },
-        "summary-of-the-silent": _counted(silent),
-    }
-    for name, command in find.items():
-        said = database.command("explain", command, verbosity="executionStats")
-        said = said["stages"][0]["$cursor"] if "stages" in said else said
-        stats = said["executionStats"]
-        told = {
-            "command": command,
-            "stages": _stages(said["queryPlanner"]["winningPlan"]),
-            "returned": stats["nReturned"],
-            "keys_examined": stats["totalKeysExamined"],
-            "documents_examined": stats["totalDocsExamined"],
-        }
-        (directory / f"{name}.json").write_text(json.dumps(told, indent=2, default=str) + "\n")
+@dataclass(frozen=True)
+class Running:
+    """What is running."""
+
+    uri: str
+    mongod: psutil.Process
+    server: psutil.Process
+    port: int
+    database: Any
 
 
-def _aggregated(pipeline: list[Document]) -> Document:
-    return {"aggregate": "sessions", "pipeline": pipeline, "cursor": {}}
+async def _sized(
+    running: Running, chosen: dict[str, Request], about: Document, rounds: int, seconds: float
+) -> Sized:
+    """One size, in rounds, the driver's turn right after the server's."""
+    server: dict[str, list[Measured]] = {name: [] for name in chosen}
+    driver: dict[str, list[Measured]] = {name: [] for name in chosen}
+    for request in chosen.values():  # the first has to read from the disk
+        await bench_harness.load(running.port, request, 0.2, CONCURRENCY)
+    for _ in range(rounds):
+        for name, request in chosen.items():
+            found = await bench_harness.measure(
+                running.port, running.server, running.mongod, request, seconds, CONCURRENCY
+            )
+            server[name].append(found)
+            alone = await asyncio.to_thread(
+                bench_harness.driver_alone,
+                *(running.uri, running.mongod, name, about, seconds, CONCURRENCY),
+            )
+            driver[name].append(alone)
+        scenarios.tidy(running.database)
+    return Sized(
+        {name: bench_harness.median(found) for name, found in server.items()},
+        {name: bench_harness.median(found) for name, found in driver.items()},
+        {name: bench_harness.ratios(found, driver[name]) for name, found in server.items()},
+    )
 
 
-def _counted(condition: Document) -> Document:
-    """As the driver counts."""
-    return _aggregated([{"$match": condition}, {"$group": {"_id": 1, "n": {"$sum": 1}}}])
+def _tables(columns: dict[int, Sized]) -> list[str]:
+    """Processor time of server and database beside the driver's, latencies, throughput, and the memory."""
+    found = list(columns.values())
+    names, first, last = list(found[0].server), found[0], found[-1]
+
+    def beside(figure: str) -> str:
+        """At each size the server's, the driver's with the ratio; then how much the server's has grown."""
+        rows: list[list[str]] = []
+        for name in names:
+            row = [name]
+            for one in found:
+                alone = f"{getattr(one.driver[name], figure):.0f} ({one.ratios[name][figure]:.2f})"
+                row += [f"{getattr(one.server[name], figure):.0f}", alone]
+            growth = getattr(last.server[name], figure) / max(getattr(first.server[name], figure), 1e-9)
+            rows.append([*row, f"{growth:.2f}"])
+        head = [TITLES[figure]]
+        for size in columns:
+            head += [f"{size:,}", "driver alone"]
+        return bench_harness.table([*head, "growth"], rows)
+
+    def latencies(name: str) -> list[str]:
+        shown = [
+            f"{one.server[name].p50_ms:.1f} / {one.server[name].p95_ms:.1f} / {one.server[name].p99_ms:.1f}"
+            for one in found
+        ]
+        return [name, *shown, f"{last.server[name].p99_ms / first.server[name].p99_ms:.2f}"]
+
+    head = ["p50 / p95 / p99 ms", *(f"{size:,}" for size in columns), "growth of p99"]
+    memory = ", ".join(
+        f"{max(measured.memory_mb for measured in one.server.values()):.0f} MB at {size:,}"
+        for size, one in columns.items()
+    )
+    return [
+        beside("cpu_us"),
+        beside("mongod_cpu_us"),
+        bench_harness.table(head, [latencies(name) for name in names]),
+        beside("per_second"),
+        f"Memory of the server: {memory}.",
+    ]
 
 
-def _stages(plan: Document) -> list[str]:
-    """The stages of a plan from the outermost in, with the index where one is used."""
-    own = f"{plan.get('stage', '?')} {plan.get('indexName', '')}".strip()
-    inner = [plan["inputStage"]] if "inputStage" in plan else plan.get("inputStages", [])
-    inner = [plan["queryPlan"]] if "queryPlan" in plan else inner
-    return [own, *(stage for one in inner for stage in _stages(one))]
+async def write_plans(database: Any, port: int, directory: Path) -> None:
+    """What the database says about the queries of each kind of request, a file each.
+
+    The real requests are sent, and what they ask of the database is recorded by its own profiler: each
+    command as it came, the plan that the database has for it, and what it looked at.
+    """
+    of = targets(database)
+    connection = await Connection.open(port)
+    for name, request in scenarios.requests(of).items():
+        with queries.recorded(database) as asked:
+            await request(connection, 0)
+        _write(directory, name, queries.explained(database, asked))
+    with queries.recorded(database) as asked:
+        await bench_harness.load(port, scenarios.requests(of)["heartbeat"], 0.0, CONCURRENCY)
+    _write(directory, "heartbeats that share", queries.explained(database, asked))
+    long_ago = datetime.now(UTC) - 2 * PATIENCE
+    silent = {"session_id": {"$in": of.sessions[:SILENT]}}
+    database["sessions"].update_many(silent, {"$set": {"last_heartbeat": long_ago}})
+    with queries.recorded(database) as asked:
+        await connection.ask("POST", "/api/sessions/detect-failures")
+    _write(directory, f"stall scan, {SILENT} silent", queries.explained(database, asked))
+    connection.close()
+    scenarios.tidy(database)
+
+
+def _write(directory: Path, name: str, told: list[Document]) -> None:
+    file = directory / f"{name.replace(',', '').replace(' ', '-')}.json"
+    file.write_text(json.dumps(told, indent=2, default=str) + "\n")
 
 
 async def _prepared(port: int) -> None:
@@ -293,10 +316,10 @@ def silence(many: int, seconds: float) -> str:
         database = client[DATABASE]
         asyncio.run(_prepared(port))
         now = datetime.now(UTC)
-        filled(
-            database["sessions"], (session(number, now=now, live=True, silent=True) for number in range(many))
-        )
-        filled(database["sessions"], (session(many + number, now=now, live=True) for number in range(500)))
+        silent = (session(number, now=now, status="active", silent=True) for number in range(many))
+        filled(database["sessions"], silent)
+        others = (session(many + number, now=now, status="active") for number in range(500))
+        filled(database["sessions"], others)
         lately = {"last_heartbeat": {"$gt": now - timedelta(minutes=1)}}
         beating = database["sessions"].find(lately, {"session_id": 1})
         result = asyncio.run(_scanned(port, server, [one["session_id"] for one in beating], seconds))
@@ -347,12 +370,15 @@ async def _scanned(port: int, server: psutil.Process, beating: list[str], second
     loaded = await during
     await watcher
     connection.close()
-    p95 = [statistics.quantiles(values, n=20)[18] for values in (quiet, loaded)]
+    (_, p95_before, p99_before), (_, p95, p99) = (
+        bench_harness.percentiles(values) for values in (quiet, loaded)
+    )
     return (
         f"{found['marked_stalled']:,} sessions marked stalled in {took:.1f} s "
         f"({took / max(1, found['marked_stalled']) * 1e6:.0f} µs each); memory of the server from "
-        f"{at_rest / 1e6:.0f} to {peak / 1e6:.0f} MB; heartbeats meanwhile: p95 {p95[1]:.1f} ms, "
-        f"{p95[0]:.1f} ms before, slowest {max(loaded):.0f} ms"
+        f"{at_rest / 1e6:.0f} to {peak / 1e6:.0f} MB; heartbeats meanwhile: p95 {p95:.1f} ms, "
+        f"p99 {p99:.1f} ms, slowest {max(loaded):.0f} ms; before: p95 {p95_before:.1f} ms, p99 {p99_before:.1f} ms, "
+        f"slowest {max(quiet):.0f} ms."
     )
 
 
@@ -373,10 +399,9 @@ def processes(counts: list[int], seconds: float) -> str:
                 asyncio.run(_prepared(port))
                 if database["sessions"].estimated_document_count() == 0:
                     now = datetime.now(UTC)
-                    filled(
-                        database["sessions"], (session(number, now=now, live=True) for number in range(2000))
-                    )
-                asked = scenarios_of_heartbeats(database)
+                    beating = (session(number, now=now, status="active") for number in range(2000))
+                    filled(database["sessions"], beating)
+                asked = heartbeats(database)
                 bench_harness.settled(server, count)
                 found = asyncio.run(
                     bench_harness.measure(port, server, psutil.Process(mongod.pid), asked, seconds, 32)
@@ -385,18 +410,19 @@ def processes(counts: list[int], seconds: float) -> str:
                 [
                     str(count),
                     f"{found.per_second:.0f}",
-                    f"{found.server_cpu_us:.0f}",
+                    f"{found.cpu_us:.0f}",
                     f"{found.mongod_cpu_us:.0f}",
                     f"{found.p50_ms:.1f}",
                     f"{found.p95_ms:.1f}",
+                    f"{found.p99_ms:.1f}",
                 ]
             )
         client.close()
-    head = ["processes", "heartbeats/s", "CPU µs, servers", "CPU µs, mongod", "p50 ms", "p95 ms"]
+    head = ["processes", "heartbeats/s", "CPU µs, servers", "CPU µs, mongod", "p50 ms", "p95 ms", "p99 ms"]
     return bench_harness.table(head, rows)
 
 
-def scenarios_of_heartbeats(database: Any) -> Request:
+def heartbeats(database: Any) -> Request:
     """Heartbeats of every live session by turns."""
     ids = [one["session_id"] for one in database["sessions"].find({"status": "active"}, {"session_id": 1})]
 
@@ -421,16 +447,20 @@ def main() -> None:
     )
     parser.add_argument("--stalled", type=int, default=100_000, help="0 to leave it out")
     parser.add_argument("--processes", type=numbers, default=[1, 2, 4, 8], help="empty to leave it out")
-    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--rounds", type=int, default=3, help="of each size")
+    parser.add_argument("--seconds", type=float, default=1.0, help="length of a scenario in a round")
     parser.add_argument("--explain", type=Path)
     parser.add_argument("--only", action="append", metavar="ROW", help="of the sizes no other; repeatable")
     options = parser.parse_args()
+    begun = time.monotonic()
     if options.sizes:
-        print(sizes(options.sizes, options.seconds, options.explain, options.only), end="\n\n", flush=True)
+        tables = sizes(options.sizes, options.rounds, options.seconds, options.explain, options.only or [])
+        print(tables, end="\n\n", flush=True)
     if options.stalled:
-        print(silence(options.stalled, options.seconds), end="\n\n", flush=True)
+        print(silence(options.stalled, options.rounds * options.seconds), end="\n\n", flush=True)
     if options.processes:
-        print(processes(options.processes, options.seconds), flush=True)
+        print(processes(options.processes, options.rounds * options.seconds), flush=True)
+    print(f"\n{time.monotonic() - begun:.0f} s in all.")
 
 
 if __name__ == "__main__":
