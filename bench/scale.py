@@ -377,8 +377,8 @@ async def _scanned(port: int, server: psutil.Process, beating: list[str], second
         f"{found['marked_stalled']:,} sessions marked stalled in {took:.1f} s "
         f"({took / max(1, found['marked_stalled']) * 1e6:.0f} µs each); memory of the server from "
         f"{at_rest / 1e6:.0f} to {peak / 1e6:.0f} MB; heartbeats meanwhile: p95 {p95:.1f} ms, "
-        f"p99 {p99:.1f} ms, slowest {max(loaded):.0f} ms; before: p95 {p95_before:.1f} ms, p99 {p99_before:.1f} ms, "
-        f"slowest {max(quiet):.0f} ms."
+        f"p99 {p99:.1f} ms, slowest {max(loaded):.0f} ms; before: p95 {p95_before:.1f} ms, "
+        f"p99 {p99_before:.1f} ms, slowest {max(quiet):.0f} ms."
     )
 
 

@@ -150,9 +150,11 @@ async def stall_silent(
         "events": appended({**literal, "silent_since": "$last_heartbeat"}),
     }
     among = {"_id": {"$in": list(candidates)}}
-    await storage.sessions.update_many({**among, **silent}, [{"$set": change}])
-    found = storage.sessions.find({**among, "stall_scan": marker}, WITHOUT_EVENTS)
-    return await found.sort("last_heartbeat", 1).to_list()
+    # By their ids: left to itself the database may walk along all that is stored instead, by the time of the
+    # last heartbeat.
+    await storage.sessions.update_many({**among, **silent}, [{"$set": change}], hint="_id_")
+    found = storage.sessions.find({**among, "stall_scan": marker}, WITHOUT_EVENTS, hint="_id_")
+    return sorted(await found.to_list(), key=lambda session: session["last_heartbeat"])
 
 
 async def join_machine(

@@ -196,3 +196,19 @@ def test_the_query_for_overdue_sessions_and_the_rule_agree(
     by_query = {one["session_id"] for one in scratch.sessions.find(overdue(NOW, threshold, outage))}
     by_rule = {one["session_id"] for one in made if lifecycle.is_overdue(one, NOW, threshold, outage)}
     assert by_query == by_rule
+
+
+def test_a_scan_looks_at_the_silent_and_at_nobody_else(own: Servers) -> None:
+    """What it costs must not grow with all that is stored."""
+    database = own.database()
+    server = own.start(database)
+    with Api(server.base_url, server.key) as api:
+        expect(api.get("/api/sessions"), 200)
+        silent = len(sessions(database, 150, now() - timedelta(hours=1)))
+        sessions(database, 1500, now())
+        database.command("profile", 2)
+        assert expect(api.post("/api/sessions/detect-failures"), 200)["marked_stalled"] == silent
+        database.command("profile", 0)
+    recorded = database["system.profile"].find({"ns": f"{database.name}.sessions"})
+    # Found, marked, and read again.
+    assert sum(entry.get("docsExamined", 0) for entry in recorded) <= 3 * silent
