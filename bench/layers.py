@@ -1,44 +1,44 @@
-"""What logging, metrics, the rate limit and the events cost a heartbeat, in CPU time of the server.
+"""What logging, metrics, rate limit and events cost a heartbeat, and what sharing a round trip does to it.
 
-    .venv/bin/python bench/layers.py [--rounds 7] [--requests 300]
+    .venv/bin/python bench/layers.py [--rounds 9] [--seconds 1]
 
-Five servers run on one real mongod: one as it is, and one for each layer with that layer taken out, here and
-not in the product. They are asked by turns, so that whatever else the machine does hits all of them. What
-counts is the processor time that the server process has used (user and system), per request; a layer's cost
-is the median over the rounds of the difference to the whole server in the same round.
+Servers run on one real mongod: one as it is, and one for each layer with that layer taken out, here and not
+in the product. They are asked by turns, so that whatever else the machine does hits all of them. The first
+table: processor time of the server and of mongod per heartbeat, eight at once; a layer's cost is the median
+over the rounds of the difference to the whole server in the same round. The second: how long heartbeats take
+where those that wait share a round trip, and where each goes by itself; alone, a few, and many at once; and
+many while a lock is held on one of the sessions, which is what those that share may have to wait for.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import signal
+import math
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import httpx
 import psutil
+from pymongo import AsyncMongoClient
 
-from state_tracking_api import app, log, server, settings
-from state_tracking_api.embedded import Mongod, free_port
+import bench_harness
+from bench_harness import Answer, Connection, Request
+from state_tracking_api import app, group_commit, log, server, sessions, settings
 from state_tracking_api.metrics import Metrics, QueryTimer
 from state_tracking_api.ratelimit import Allowance, RateLimiter
-from state_tracking_api.settings import Settings
 
 WHOLE = "everything on"
-LAYERS = ("logging", "metrics", "rate limit", "events")
+SHARING = "sharing"
+LAYERS = ("logging", "metrics", "rate limit", "events", SHARING)
 CONCURRENCY = 8
-KEY = str(uuid4())
+AT_ONCE = (1, 3, 32)
+LOCK_SECONDS = 2.5
+"""Longer than those that share wait for one another."""
 
 
 class NoMetrics(Metrics):
@@ -71,21 +71,6 @@ class NoRateLimit(RateLimiter):
         return self._unlimited
 
 
-class NoEvents:
-    """The sessions, whose heartbeats are not remembered for the timeline."""
-
-    def __init__(self, collection: Any) -> None:
-        self._collection = collection
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._collection, name)
-
-    def find_one_and_update(self, condition: Any, update: Any, **options: Any) -> Any:
-        """The same write without the heartbeat's mark."""
-        update.pop("$push", None)
-        return self._collection.find_one_and_update(condition, update, **options)
-
-
 def serve_without(layer: str) -> None:
     """Run the server from the environment, one layer taken out; what the child processes do."""
     configured = settings.load()
@@ -94,40 +79,32 @@ def serve_without(layer: str) -> None:
         app.__dict__.update(Metrics=NoMetrics, QueryTimer=NoQueryTimer)
     if layer == "rate limit":
         app.__dict__.update(RateLimiter=NoRateLimit)
+    if layer == "events":
+        whole = sessions.__dict__["_plain_update"]
 
-    def assembled(configured: Settings) -> app.Application:
-        made = app.create_app(configured)
-        if layer == "events":
-            storage = made.state.resources.storage
-            storage.sessions = NoEvents(storage.sessions)
-        return made
+        def without_events(*args: Any) -> dict[str, Any]:
+            return {name: value for name, value in whole(*args).items() if name != "$push"}
 
-    server.__dict__.update(create_app=assembled)
+        sessions.__dict__["_plain_update"] = without_events
+    if layer == SHARING:
+        group_commit.__dict__["UNDER_WAY"] = math.inf
     server.run(configured)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Variant:
-    """One running server: its process, its client, and a session that beats there."""
+    """One running server."""
 
     name: str
     process: psutil.Process
-    client: httpx.AsyncClient
-    path: str
+    port: int
 
-    async def beat(self, requests: int) -> tuple[float, float]:
-        """Send heartbeats; CPU microseconds of the server per request, and milliseconds per request."""
-        left = iter(range(requests))
-
-        async def caller() -> None:
-            for _ in left:
-                answer = await self.client.post(self.path)
-                assert answer.status_code == 200, answer.text
-
-        before, begun = _cpu(self.process), time.perf_counter()
-        await asyncio.gather(*(caller() for _ in range(CONCURRENCY)))
-        taken = time.perf_counter() - begun
-        return (_cpu(self.process) - before) * 1e6 / requests, taken * 1000 / requests
+    async def beat(self, mongod: psutil.Process, request: Request, seconds: float) -> tuple[float, float]:
+        """Send heartbeats; CPU microseconds of the server and of mongod for each."""
+        before = _cpu(self.process), bench_harness.cpu(mongod)
+        count = len(await bench_harness.load(self.port, request, seconds, CONCURRENCY))
+        used = _cpu(self.process) - before[0], bench_harness.cpu(mongod) - before[1]
+        return used[0] * 1e6 / count, used[1] * 1e6 / count
 
 
 def _cpu(process: psutil.Process) -> float:
@@ -135,105 +112,137 @@ def _cpu(process: psutil.Process) -> float:
     tasks = list(Path(f"/proc/{process.pid}/task").glob("*/schedstat"))
     if tasks:
         return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
-    times = process.cpu_times()
-    return times.user + times.system
+    return bench_harness.cpu(process)
 
 
-@asynccontextmanager
-async def running(name: str, mongod: Mongod) -> AsyncGenerator[Variant]:
-    """One of the servers, warm."""
-    port = free_port()
-    environment = os.environ | {
-        "MONGODB_URI": mongod.uri,
-        "MONGODB_DATABASE": f"layers-{LAYERS.index(name) if name in LAYERS else 'all'}",
-        "API_KEYS": f"bench={KEY}",
-        "PORT": str(port),
-        "SCHEDULER": "off",
-        "RATE_LIMIT_PER_MINUTE": "1000000",
-        "LOG_LEVEL": "info",
-    }
-    with tempfile.TemporaryFile() as output:
-        child = subprocess.Popen(  # noqa: ASYNC220 - nothing else runs while it starts
-            [sys.executable, __file__, "--serve-without", name], env=environment, stdout=output
+async def prepare(port: int) -> list[str]:
+    """As many sessions as beat at once, each on a machine of its own."""
+    connection = await Connection.open(port)
+    made = [
+        await connection.ask("POST", "/api/sessions", {"project_id": "bench", "machine_id": f"m{number}"})
+        for number in range(max(AT_ONCE))
+    ]
+    connection.close()
+    return [session["session_id"] for session in made]
+
+
+def heartbeats(beating: list[str]) -> Request:
+    """Of these sessions by turns."""
+
+    async def heartbeat(connection: Connection, number: int) -> Answer:
+        path = f"/api/sessions/{beating[number % len(beating)]}/heartbeat"
+        return await connection.request("POST", path)
+
+    return heartbeat
+
+
+async def costs(
+    variants: list[Variant], mongod: psutil.Process, beating: list[str], rounds: int, seconds: float
+) -> str:
+    """The first table."""
+    used: dict[str, list[tuple[float, float]]] = {variant.name: [] for variant in variants}
+    for variant in variants:
+        await variant.beat(mongod, heartbeats(beating), 0.3)  # warm up
+    for number in range(rounds):
+        # Every round begins with another server: nobody is always first.
+        for variant in variants[number % len(variants) :] + variants[: number % len(variants)]:
+            used[variant.name].append(await variant.beat(mongod, heartbeats(beating), seconds))
+    rows: list[list[str]] = []
+    for name, found in used.items():
+        row = [name if name == WHOLE else f"without {name}"]
+        for column in (0, 1):
+            row.append(f"{statistics.median(one[column] for one in found):.0f}")
+            more = [on[column] - off[column] for on, off in zip(used[WHOLE], found, strict=True)]
+            row.append("" if name == WHOLE else f"{statistics.median(more):+.0f}")
+        rows.append(row)
+    head = ["", "CPU µs of the server", "the layer costs", "CPU µs of mongod", "the layer costs"]
+    return bench_harness.table(head, rows)
+
+
+async def sharing(variants: list[Variant], uri: str, beating: list[str], rounds: int, seconds: float) -> str:
+    """The second table."""
+    found: dict[tuple[str, str], list[float]] = {}
+    locked, *others = beating
+    client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(uri)
+    for number in range(rounds):
+        for variant in variants if number % 2 else variants[::-1]:
+            for concurrency in AT_ONCE:
+                taken = await bench_harness.load(variant.port, heartbeats(beating), seconds, concurrency)
+                found.setdefault((f"{concurrency} at once", variant.name), []).extend(taken)
+    # Not in rounds: after this a server lets nobody share for ten seconds.
+    for variant in variants:
+        taken = await _beside_a_lock(client, variant.port, locked, others)
+        found[f"{len(others)} at once, a lock held on the session of one more", variant.name] = taken
+    await client.close()
+    rows: list[list[str]] = []
+    for title in dict.fromkeys(title for title, _ in found):
+        row = [title]
+        for variant in variants:
+            taken = found[title, variant.name]
+            cuts = " / ".join(f"{cut:.1f}" for cut in bench_harness.percentiles(taken))
+            row += [cuts, f"{max(taken):.0f}"]
+        rows.append(row)
+    head = ["p50 / p95 / p99 ms", "sharing", "slowest", "each by itself", "slowest"]
+    return bench_harness.table(head, rows)
+
+
+async def _beside_a_lock(
+    client: AsyncMongoClient[dict[str, Any]], port: int, locked: str, others: list[str]
+) -> list[float]:
+    """What heartbeats of the others take while a transaction holds one session, which beats, too."""
+    stored = client[bench_harness.DATABASE]["sessions"]
+    async with client.start_session() as holder:
+        transaction = await holder.start_transaction()
+        await stored.update_one({"session_id": locked}, {"$inc": {"revision": 1}}, session=holder)
+        load = asyncio.create_task(
+            bench_harness.load(port, heartbeats(others), LOCK_SECONDS, len(others)),
         )
-        try:
-            limits = httpx.Limits(max_connections=CONCURRENCY)
-            async with httpx.AsyncClient(
-                base_url=f"http://127.0.0.1:{port}",
-                headers={"X-API-Key": KEY},
-                limits=limits,
-                timeout=60,
-                trust_env=False,
-            ) as client:
-                session = await _first_session(client, child)
-                variant = Variant(
-                    name, psutil.Process(child.pid), client, f"/api/sessions/{session}/heartbeat"
-                )
-                await variant.beat(200)
-                yield variant
-        finally:
-            child.send_signal(signal.SIGTERM)
-            child.wait(20)
+        held_up = asyncio.create_task(_once(port, locked, load))
+        taken = await load
+        await transaction.__aexit__(None, None, None)
+        await held_up
+    return taken
 
 
-async def _first_session(client: httpx.AsyncClient, child: subprocess.Popen[bytes]) -> str:
-    for _ in range(600):
-        assert child.poll() is None, "the server has ended"
-        try:
-            body = {"project_id": "bench", "machine_id": "bench"}
-            answer = await client.post("/api/sessions", json=body)
-            answer.raise_for_status()
-            return str(answer.json()["session_id"])
-        except httpx.TransportError:
-            await asyncio.sleep(0.05)
-    raise TimeoutError("no server")
+async def _once(port: int, session_id: str, load: asyncio.Task[list[float]]) -> None:
+    """One heartbeat, sent while the load is under way so that it is gathered with some of it."""
+    await asyncio.wait({load}, timeout=0.3)
+    connection = await Connection.open(port)
+    await connection.ask("POST", f"/api/sessions/{session_id}/heartbeat")
+    connection.close()
 
 
-async def measure(rounds: int, requests: int) -> None:
-    """Run the rounds and print the table."""
-    cpu: dict[str, list[float]] = {name: [] for name in (WHOLE, *LAYERS)}
-    took: dict[str, list[float]] = {name: [] for name in cpu}
-    with tempfile.TemporaryDirectory() as directory, Mongod.start(Path(directory)) as mongod:
-        async with AsyncExitStack() as stack:
-            variants = [await stack.enter_async_context(running(name, mongod)) for name in cpu]
-            for number in range(rounds):
-                # Every round begins with another server: nobody is always first.
-                for variant in variants[number % len(variants) :] + variants[: number % len(variants)]:
-                    micros, millis = await variant.beat(requests)
-                    cpu[variant.name].append(micros)
-                    took[variant.name].append(millis)
-    _print(cpu, took, rounds, requests)
-
-
-def _print(
-    cpu: Mapping[str, list[float]], took: Mapping[str, list[float]], rounds: int, requests: int
-) -> None:
-    whole = cpu[WHOLE]
-    print(f"{rounds} rounds of {requests} heartbeats, {CONCURRENCY} at once; medians\n")
-    print(f"{'server':<24}{'CPU µs/request':>16}{'ms/request':>12}")
-    print(f"{WHOLE:<24}{statistics.median(whole):>16.0f}{statistics.median(took[WHOLE]):>12.2f}")
-    for name in LAYERS:
-        print(
-            f"{'without ' + name:<24}{statistics.median(cpu[name]):>16.0f}"
-            f"{statistics.median(took[name]):>12.2f}"
-        )
-    print(f"\n{'layer':<24}{'costs CPU µs/request':>22}{'lowest':>10}{'highest':>10}")
-    for name in LAYERS:
-        costs = [on - off for on, off in zip(whole, cpu[name], strict=True)]
-        print(f"{name:<24}{statistics.median(costs):>22.0f}{min(costs):>10.0f}{max(costs):>10.0f}")
+def run(rounds: int, seconds: float) -> None:
+    """Measure and print."""
+    with ExitStack() as stack:
+        mongod = stack.enter_context(bench_harness.mongod())
+        variants: list[Variant] = []
+        for name in (WHOLE, *LAYERS):
+            command = [sys.executable, __file__, "--serve-without", name]
+            serving = bench_harness.serve(mongod.uri, command, SCHEDULER="off")
+            variants.append(Variant(name, *stack.enter_context(serving)))
+        beating = asyncio.run(prepare(variants[0].port))
+        database = psutil.Process(mongod.pid)
+        print(asyncio.run(costs(variants, database, beating, rounds, seconds)), end="\n\n", flush=True)
+        compared = [variant for variant in variants if variant.name in (WHOLE, SHARING)]
+        print(asyncio.run(sharing(compared, mongod.uri, beating, rounds, seconds)))
 
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description="What each layer costs a heartbeat.")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--requests", type=int, default=300)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=1.0, help="length of a turn")
     parser.add_argument("--serve-without", metavar="LAYER", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve_without:
         serve_without(options.serve_without)
-    else:
-        asyncio.run(measure(options.rounds, options.requests))
+        return
+    begun = time.monotonic()
+    run(options.rounds, options.seconds)
+    print(f"\n{options.rounds} rounds, {time.monotonic() - begun:.0f} s in all.")
 
 
 if __name__ == "__main__":
