@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -101,9 +101,20 @@ def _explained(database: Any, entry: Document) -> Document:
     if kind == "update":  # recorded by the statement, not by the command
         command = {"update": collection, "updates": [command]}
     said = database.command("explain", command, verbosity="queryPlanner")
-    said = said["stages"][0]["$cursor"] if "stages" in said else said
-    plan = stages(said["queryPlanner"]["winningPlan"])
-    return {"command": _shortened(command), "stages": plan, **looked_at}
+    return {"command": _shortened(command), "stages": [*_plans(said)], **looked_at}
+
+
+def _plans(said: Any) -> Iterator[str]:
+    """The stages of each plan that the database tells of; a pipeline may have one for each of its parts."""
+    if isinstance(said, Mapping):
+        told = cast("Mapping[str, Any]", said)
+        if "winningPlan" in told:
+            yield from stages(told["winningPlan"])
+        for inner in told.values():
+            yield from _plans(inner)
+    elif isinstance(said, list):
+        for inner in cast("list[Any]", said):
+            yield from _plans(inner)
 
 
 def _shortened(value: Any) -> Any:

@@ -162,9 +162,12 @@ class Works:
             return await session.with_transaction(work, read_concern=SNAPSHOT, write_concern=MAJORITY)
 
     async def _summary(self, _number: int) -> object:
-        grouped = [{"$group": {"_id": "$status", "count": {"$sum": 1}}}]
-        counted = await self._sessions.aggregate(grouped, hint="status_1_last_heartbeat_1")
-        await counted.to_list()
+        first, *others = (
+            [{"$match": {"status": status}}, {"$count": "count"}, {"$set": {"_id": status}}]
+            for status in ("active", "paused", "stalled", "completed", "failed")
+        )
+        unions = [{"$unionWith": {"coll": "sessions", "pipeline": pipeline}} for pipeline in others]
+        await (await self._sessions.aggregate([*first, *unions])).to_list()
         await self._jobs.find_one(PRESENCE)
         await self._sessions.count_documents({"$or": self._overdue()})
         return await self._jobs.find_one(PRESENCE, {"suspected_at": 1})
