@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "packages/state-tracking-api/tests")]
 
 from fault_harness.cluster import Cluster
-from fault_harness.mutants import MUTANTS
-from fault_harness.rounds import Shape, play
+from fault_harness.mutants import EXTENSION_MUTANTS, MUTANTS
+from fault_harness.rounds import Shape, hunt, play
 
 
 async def main() -> int:
@@ -26,7 +26,7 @@ async def main() -> int:
     parser.add_argument("--seed", type=int, help="play the round of this seed, once")
     parser.add_argument("--seconds", type=float, default=25.0)
     parser.add_argument("--servers", type=int, default=0)
-    parser.add_argument("--mutant", choices=MUTANTS, default="none")
+    parser.add_argument("--mutant", choices=[*MUTANTS, *EXTENSION_MUTANTS], default="none")
     parser.add_argument("--keep", type=Path, default=ROOT / ".cache/faults")
     chosen = parser.parse_args()
     deadline = time.monotonic() + chosen.minutes * 60
@@ -36,7 +36,10 @@ async def main() -> int:
             while True:
                 seed = chosen.seed if chosen.seed is not None else random.randrange(1 << 31)
                 servers = chosen.servers or 1 + seed % 3
-                shape = Shape(seconds=chosen.seconds, servers=servers, mutant=chosen.mutant)
+                if chosen.mutant in EXTENSION_MUTANTS:
+                    shape = hunt(chosen.mutant)
+                else:
+                    shape = Shape(seconds=chosen.seconds, servers=servers, mutant=chosen.mutant)
                 directory = chosen.keep / f"{seed}-{time.strftime('%H%M%S')}"
                 outcome = await play(cluster, seed, shape, directory)
                 print(outcome.summary(), flush=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fault_harness.cluster import Cluster
-from fault_harness.mutants import MUTANTS
+from fault_harness.mutants import EXTENSION_MUTANTS, MUTANTS
 from fault_harness.network import Harm
 from fault_harness.rounds import SHORT, hunt, play
 from fault_harness.schedule import KINDS, Scene, schedule
@@ -48,7 +48,8 @@ async def test_what_was_acknowledged_holds_and_every_orchestration_ends(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # it waits for events; on a machine that is busy they take their time
-@pytest.mark.parametrize("mutant", MUTANTS)
+@pytest.mark.parametrize("mutant", [*MUTANTS, "takeover-is-ignored"])
 async def test_a_bug_put_in_on_purpose_is_found(cluster: Cluster, tmp_path: Path, mutant: str) -> None:
     outcome = await play(cluster, SEED, hunt(mutant), tmp_path / "round")
-    assert any(re.search(MUTANTS[mutant].found_by, sentence) for sentence in outcome.wrong), outcome.summary()
+    found_by = (MUTANTS | EXTENSION_MUTANTS)[mutant].found_by
+    assert any(re.search(found_by, sentence) for sentence in outcome.wrong), outcome.summary()

@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from datetime import datetime
+from math import inf
 
 from fault_harness.clients import Work
 from fault_harness.history import Json, Operation
@@ -15,6 +16,8 @@ from fault_harness.state import ENDED, LIVE, Document, State
 _SESSION = re.compile(r"/api/sessions/([0-9a-f-]{36})(?:/([a-z-]+))?$")
 _TASK = re.compile(r"/api/tasks/([0-9a-f-]{36})$")
 _CONFLICT = 409
+_SLACK = 0.02
+"""Effects are written with two decimals."""
 _REFUSED_WELL = {400, 404, 409, 503, 504}
 
 
@@ -70,7 +73,7 @@ def check(operations: list[Operation], state: State, works: list[Work]) -> list[
         sentence
         for work in works
         for sentence in (
-            *_orchestration(work, state),
+            *_orchestration(work, record, state),
             *two_owners(work, record.contacts(state), _parents(state)),
         )
     ]
@@ -227,7 +230,7 @@ def _one_successor(record: Record, state: State) -> Iterable[str]:
             yield f"session {session_id} names {original.get('recovered_by')}, acknowledged was {given}"
 
 
-def _orchestration(work: Work, state: State) -> Iterable[str]:
+def _orchestration(work: Work, record: Record, state: State) -> Iterable[str]:
     """Everything was done, recorded as done, and not done again without a reason."""
     sessions = [one for one in state.sessions.values() if one["project_id"] == work.project]
     ids = {one["session_id"] for one in sessions}
@@ -243,27 +246,42 @@ def _orchestration(work: Work, state: State) -> Iterable[str]:
             yield f"{work.project}: {item} was never done"
     if not any(one["status"] == "completed" and not one.get("recovered_by") for one in sessions):
         yield f"{work.project}: no session is completed"
-    yield from _repetitions(work, effects, state, completed)
+    yield from _repetitions(work, effects, record, state, completed)
 
 
 def _repetitions(
-    work: Work, effects: list[tuple[str, str, str, str, float]], state: State, completed: list[Document]
+    work: Work,
+    effects: list[tuple[str, str, str, str, float]],
+    record: Record,
+    state: State,
+    completed: list[Document],
 ) -> Iterable[str]:
     """One process does a piece of work once, and nobody does what the record already calls done."""
     counted = Counter((name, attempt) for what, name, attempt, *_ in effects if what == "begin")
     for (name, attempt), count in counted.items():
-        # An orchestrator of one's own may open several sessions in one process, a run opens one.
+        # An orchestrator of one's own may open several sessions in one process, a run opens one. A window that
+        # is told that another one is at work pauses, and begins its piece anew when a person resumes.
         if work.kind == "run" and count > 1:
             yield f"{work.project}: {attempt} did {name} {count} times"
     done_in: dict[str, set[str]] = defaultdict(set)
+    known: dict[tuple[str, str], float] = {}
     for task in completed:
-        done_in[task["task_name"]].add(task["session_id"])
+        name, session_id = task["task_name"], task["session_id"]
+        done_in[name].add(session_id)
+        for one in record.by_task[task["task_id"]]:
+            if one.well and one.body and one.body.get("status") == "completed":
+                known[name, session_id] = min(one.answered or one.asked, known.get((name, session_id), inf))
     for what, name, attempt, session_id, at in effects:
         before = _ancestors(session_id, state) & done_in[name]
         if what == "begin" and before:
             yield (
                 f"{work.project}: {attempt} began {name} at {at:.2f} for session {session_id}, "
                 f"though it was completed in {sorted(before)}, from which that session goes on"
+            )
+        if what == "begin" and at > known.get((name, session_id), inf) + _SLACK:
+            yield (
+                f"{work.project}: {attempt} began {name} at {at:.2f} for session {session_id}, "
+                f"though it was acknowledged as completed there at {known[name, session_id]:.2f}"
             )
 
 

@@ -16,9 +16,10 @@ import httpx
 
 from fault_harness.cluster import STALL_THRESHOLD_MS, Cluster
 from fault_harness.history import Json, clock
-from fault_harness.processes import Proc
+from fault_harness.processes import Proc, until
 
 HERE = Path(__file__).parent
+CLI = str(Path(sys.executable).with_name("claude-projects"))
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 _COMMAND = """
 f() {{
@@ -158,20 +159,27 @@ class Clients:
                 return
             await asyncio.sleep(0.2)
 
-    async def add_run(self, name: str, items: int, seconds: float) -> None:
-        """`claude-projects run` of a plan, and whoever resumes it, here or on a second machine."""
+    async def _add_plan(
+        self, name: str, kind: str, items: int, seconds: float, roles: list[str]
+    ) -> tuple[Work, Path, list[str]]:
+        """A plan whose tasks write down what they do, and the clients that carry it out."""
         names = [f"item-{number}" for number in range(items)]
-        work = self._work(name, "run", names)
+        work = self._work(name, kind, names)
         plan = work.home / "plan.toml"
         tasks = [
             f"[[tasks]]\nname = \"{one}\"\ncommand = '''{_COMMAND.format(name=one, seconds=seconds)}'''\n"
             for one in names
         ]
         plan.write_text(f'project_id = "{work.project}"\n\n' + "\n".join(tasks))
-        machines = [f"{name}-here", f"{name}-there"]
-        for client in machines:
+        clients = [f"{name}-{role}" for role in roles]
+        for client in clients:
             await self._way(client)
             self.names.append(client)
+        return work, plan, clients
+
+    async def add_run(self, name: str, items: int, seconds: float) -> None:
+        """`claude-projects run` of a plan, and whoever resumes it, here or on a second machine."""
+        work, plan, machines = await self._add_plan(name, "run", items, seconds, ["here", "there"])
         self._tasks.append(asyncio.create_task(self._keep_running(work, machines, plan)))
 
     async def _keep_running(self, work: Work, machines: list[str], plan: Path) -> None:
@@ -180,7 +188,6 @@ class Clients:
         The one who was at work last starts `run` again; the other machine resumes the session. A rival comes
         while the first still runs only where its session is stalled.
         """
-        program = str(Path(sys.executable).with_name("claude-projects"))
         rng = random.Random(f"{self._seed}/{work.project}")
         alive: dict[str, tuple[Proc, Attempt]] = {}
         here = machines[0]
@@ -199,11 +206,76 @@ class Clients:
                 if free:
                     machine = rng.choice(free)
                     again = machine == here and last["machine_id"] == machine and rng.random() < 0.7
-                    command = [program, *(("run", str(plan)) if again else ("resume", last["session_id"]))]
+                    command = [CLI, *(("run", str(plan)) if again else ("resume", last["session_id"]))]
                     alive[machine] = self._attempt(work, machine, command, machine)
             elif last is None and not alive:
-                alive[here] = self._attempt(work, here, [program, "run", str(plan)], here)
+                alive[here] = self._attempt(work, here, [CLI, "run", str(plan)], here)
             await asyncio.sleep(0.4)
+
+    async def add_extension(
+        self, name: str, items: int, seconds: float, window: Path, *, beside: bool
+    ) -> None:
+        """A window of VS Code that starts a plan, and whoever goes on with it.
+
+        That is the same window opened again, a second one `beside` it, and a second machine's, where the
+        command line is used as well. `window` is the program (see extension.py).
+        """
+        roles = ["here", "there", *(["window"] if beside else [])]
+        work, plan, clients = await self._add_plan(name, "extension", items, seconds, roles)
+        self._tasks.append(asyncio.create_task(self._keep_windows(work, clients, plan, window)))
+
+    async def _keep_windows(self, work: Work, clients: list[str], plan: Path, window: Path) -> None:
+        """Start it; then, whenever no window is open or the session is stalled, let somebody go on with it.
+
+        A person closes all windows when it is completed, and one in which nothing happens.
+        """
+        rng = random.Random(f"{self._seed}/{work.project}")
+        alive: dict[str, tuple[Proc, Attempt]] = {}
+        closed: set[str] = set()
+        here, there, *beside = clients
+        while True:
+            for client, (proc, attempt) in list(alive.items()):
+                if not proc.runs:
+                    self._has_ended(proc, attempt)
+                    del alive[client]
+            last = await self._last_session(work.project)
+            if last is not None and last["status"] == "completed":
+                for proc, attempt in alive.values():
+                    if attempt.name not in closed:
+                        closed.add(attempt.name)
+                        proc.signal(signal.SIGTERM)
+                if not alive:
+                    work.done = True
+                    return
+            elif last is None:
+                if not alive:
+                    alive[here] = self._window(work, here, here, [window, "start", plan])
+            elif not alive or last["status"] == "stalled":
+                free = [client for client in (here, here, *beside, there, there) if client not in alive]
+                client = rng.choice(free) if free else ""
+                if client == there and rng.random() < 0.5:
+                    alive[client] = self._attempt(work, there, [CLI, "resume", last["session_id"]], there)
+                elif client:
+                    machine = there if client == there else here
+                    left_behind = last["machine_id"] == machine and rng.random() < 0.6
+                    verb = "open" if left_behind else "recover"
+                    alive[client] = self._window(work, client, machine, [window, verb])
+            await asyncio.sleep(0.4)
+
+    def _window(self, work: Work, client: str, machine: str, words: list[str | Path]) -> tuple[Proc, Attempt]:
+        """Open a window; those of one machine share what they keep."""
+        # How a person has set up the extension, decided by the seed for each machine.
+        left_behind = random.Random(f"{self._seed}/{machine}").choice(("ask", "continue"))
+        storage = self._directory / f"{machine}-storage"
+        return self._attempt(
+            work,
+            client,
+            ["node", *words],
+            machine,
+            FAULTS_PROJECT=work.project,
+            FAULTS_STORAGE=str(storage),
+            FAULTS_LEFT_BEHIND=left_behind,
+        )
 
     async def _last_session(self, project: str) -> Json | None:
         """Where a project stands, asked of whatever server answers, past all faults of the network."""
@@ -225,7 +297,7 @@ class Clients:
         return work
 
     def _attempt(
-        self, work: Work, client: str, command: list[str | Path], machine: str
+        self, work: Work, client: str, command: list[str | Path], machine: str, **more: str
     ) -> tuple[Proc, Attempt]:
         name = f"{client}#{len(work.attempts)}"
         environment = self._environment(
@@ -239,6 +311,7 @@ class Clients:
             CLAUDE_PROJECTS_MACHINE_ID=machine,
             CLAUDE_PROJECTS_HEARTBEAT_SECONDS="0.5",
             CLAUDE_PROJECTS_FREEZE_AFTER_SECONDS=f"{STALL_THRESHOLD_MS / 3000:g}",
+            **more,
         )
         proc = Proc(client, command, environment, self._directory / f"{client}.log", work.home)
         attempt = Attempt(name, " ".join(str(part) for part in command[:3]), machine, clock())
@@ -255,6 +328,26 @@ class Clients:
     @staticmethod
     def _has_ended(proc: Proc, attempt: Attempt) -> None:
         attempt.ended, attempt.code = clock(), proc.code
+
+    async def ambush(self, what: str) -> None:
+        """Kill or suspend the first window in the middle of its work; it goes on when another has begun."""
+        (work,) = self.works
+        client = f"{work.home.name}-here"
+
+        def begun(item: str, *, by_another: bool = False) -> bool:
+            return any(
+                what == "begin" and one == item and attempt.startswith(client) != by_another
+                for what, one, attempt, *_ in work.effects()
+            )
+
+        await until(lambda: begun(work.items[1]), "the second piece has begun", 120)
+        if what == "kill":
+            self._cluster.kill(client)
+            return
+        self._cluster.suspend(client)
+        others = work.items[1:3]
+        await until(lambda: any(begun(one, by_another=True) for one in others), "another goes on", 120)
+        self._cluster.go_on(client)
 
     # The round
 

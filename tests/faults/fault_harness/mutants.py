@@ -1,6 +1,7 @@
-"""Bugs put in on purpose, to see that the harness finds them; each changes the server of this process.
+"""Bugs put in on purpose, to see that the harness finds them.
 
-Nothing of this is in the product. A mutant replaces one function of the real server before it serves.
+Nothing of this is in the product. A mutant of the server replaces one function of the real server, in this
+process, before it serves. One of the VS Code extension is a change of its source in the bundle of one round.
 """
 
 from __future__ import annotations
@@ -102,5 +103,41 @@ MUTANTS = {
         delete_is_no_transaction,
         "deletions",
         r"active_sessions of .* too many \[.+\]|task \S+ has no session",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ExtensionMutant:
+    """A bug of the VS Code extension: texts of one of its source files, each with what takes its place."""
+
+    file: str
+    edits: tuple[tuple[str, str], ...]
+    ambush: str
+    """What befalls the window in the middle of its work, so that the bug shows."""
+    found_by: str
+    """What a sentence about the round says, as a regular expression."""
+
+
+EXTENSION_MUTANTS = {
+    # Somebody else has its session, it is told so, and it works on.
+    "takeover-is-ignored": ExtensionMutant(
+        "src/tracking/reporter.ts",
+        (
+            ('run.closed = "replaced";', 'run.closed = "deleted";'),
+            ("this.around.replaced(replacement);", ""),
+        ),
+        "suspend",
+        r"had been told at \S+ that it is another's",
+    ),
+    # A window that is opened after a crash does again what had been done before it.
+    "reload-starts-over": ExtensionMutant(
+        "src/orchestration/handover.ts",
+        (
+            ("if (done.has(task.key)) {", "if (false as boolean) {"),
+            ('if (task.status !== "completed") {', "if (true as boolean) {"),
+        ),
+        "kill",
+        r"though it was completed in",
     ),
 }

@@ -14,8 +14,9 @@ from pathlib import Path
 from fault_harness import checker, history
 from fault_harness.clients import Clients
 from fault_harness.cluster import Cluster
+from fault_harness.extension import bundle
 from fault_harness.history import History
-from fault_harness.mutants import MUTANTS
+from fault_harness.mutants import EXTENSION_MUTANTS, MUTANTS
 from fault_harness.network import HARMS, Harm
 from fault_harness.owners import at_once, pieces_of
 from fault_harness.processes import until
@@ -43,6 +44,7 @@ class Shape:
     """What the callers mostly do; see raw.py."""
     sdk: tuple[str, ...] = ("sync", "async")
     runs: int = 1
+    extensions: int = 1
     items: int = 5
     """Of each orchestration."""
     piece_seconds: float = 0.4
@@ -50,6 +52,8 @@ class Shape:
     """Between two faults, on average; 0: there are none."""
     cool_down: float = 3.0
     """Of the circuit breaker; the product's own is 30 s."""
+    ambush: str = ""
+    """One fault in the middle of the only window's work, instead of random ones; see `Clients.ambush`."""
     watch_every: float = 0.3
     mutant: str = "none"
     sought: str = ""
@@ -58,7 +62,7 @@ class Shape:
     @property
     def orchestrations(self) -> int:
         """How many there are."""
-        return len(self.sdk) + self.runs
+        return len(self.sdk) + self.runs + self.extensions
 
 
 SHORT = Shape(seconds=12, items=3, sdk=("async",))
@@ -66,7 +70,25 @@ SHORT = Shape(seconds=12, items=3, sdk=("async",))
 
 
 def hunt(mutant: str) -> Shape:
-    """No faults, and many callers aiming at a bug that was put in on purpose, until it is seen."""
+    """A round that looks for a bug that was put in on purpose.
+
+    One of the server's: no faults, and many callers aiming at it, until it is seen. One of the extension's:
+    one orchestration, and the one fault that makes the bug show.
+    """
+    if mutant in EXTENSION_MUTANTS:
+        ambush = EXTENSION_MUTANTS[mutant].ambush
+        return Shape(
+            servers=1,
+            raw=0,
+            sdk=(),
+            runs=0,
+            items=10,
+            piece_seconds=0.3,
+            gap=0,
+            watch_every=1,
+            ambush=ambush,
+            mutant=mutant,
+        )
     bug = MUTANTS[mutant]
     return Shape(
         seconds=HUNT_SECONDS,
@@ -75,6 +97,7 @@ def hunt(mutant: str) -> Shape:
         pause=0.02,
         sdk=(),
         runs=0,
+        extensions=0,
         gap=0,
         watch_every=0.02,
         mutant=mutant,
@@ -114,7 +137,10 @@ async def play(cluster: Cluster, seed: int, shape: Shape, directory: Path) -> Ou
     record = cluster.history = History(directory / "history.jsonl")
     loop = asyncio.get_running_loop()
     called = loop.time()
-    await cluster.start_servers(shape.servers, database, shape.mutant, shape.cool_down, directory)
+    in_server = shape.mutant if shape.mutant in MUTANTS else "none"
+    in_extension = EXTENSION_MUTANTS.get(shape.mutant)
+    await cluster.start_servers(shape.servers, database, in_server, shape.cool_down, directory)
+    window = await asyncio.to_thread(bundle, directory / "extension", in_extension)
     async with cluster.watching_client() as client, Clients(cluster, directory, seed, f"w{seed}") as clients:
         for number in range(shape.raw):
             await clients.add_raw(f"raw-{number}", shape.callers, shape.pause, shape.aim)
@@ -122,17 +148,23 @@ async def play(cluster: Cluster, seed: int, shape: Shape, directory: Path) -> Ou
             await clients.add_sdk(f"sdk-{number}", mode, shape.items)
         for number in range(shape.runs):
             await clients.add_run(f"run-{number}", shape.items, shape.piece_seconds)
+        for number in range(shape.extensions):
+            await clients.add_extension(
+                f"extension-{number}", shape.items, shape.piece_seconds, window, beside=not shape.ambush
+            )
         scene = Scene(sorted(cluster.servers), clients.names, clients.names)
         faults = schedule(seed, shape.seconds, scene, shape.gap) if shape.gap else []
         outcome = Outcome(seed, shape, faults, directory)
         watcher = Watcher(client, database, record, shape.sought)
         watching = asyncio.create_task(watcher.watch(shape.watch_every))
-        expected = {name for name in clients.names if not name.endswith("-there")}
+        expected = {name for name in clients.names if not name.endswith(("-there", "-window"))}
         await until(lambda: expected <= record.heard.keys(), "every client has said something", 180)
         began = loop.time()
         if shape.sought:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(watcher.found.wait(), shape.seconds)
+        elif shape.ambush:
+            await clients.ambush(shape.ambush)
         else:
             await _inflict(cluster, clients, faults, shape.seconds, record)
         await cluster.heal()
