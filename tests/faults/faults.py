@@ -26,6 +26,8 @@ async def main() -> int:
     parser.add_argument("--seed", type=int, help="play the round of this seed, once")
     parser.add_argument("--seconds", type=float, default=25.0)
     parser.add_argument("--servers", type=int, default=0)
+    parser.add_argument("--extensions", type=int, default=1, help="orchestrations of the VS Code extension")
+    parser.add_argument("--items", type=int, default=5, help="pieces of work in each orchestration")
     parser.add_argument("--mutant", choices=[*MUTANTS, *EXTENSION_MUTANTS], default="none")
     parser.add_argument("--keep", type=Path, default=ROOT / ".cache/faults")
     chosen = parser.parse_args()
@@ -39,7 +41,13 @@ async def main() -> int:
                 if chosen.mutant in EXTENSION_MUTANTS:
                     shape = hunt(chosen.mutant)
                 else:
-                    shape = Shape(seconds=chosen.seconds, servers=servers, mutant=chosen.mutant)
+                    shape = Shape(
+                        seconds=chosen.seconds,
+                        servers=servers,
+                        extensions=chosen.extensions,
+                        items=chosen.items,
+                        mutant=chosen.mutant,
+                    )
                 directory = chosen.keep / f"{seed}-{time.strftime('%H%M%S')}"
                 outcome = await play(cluster, seed, shape, directory)
                 print(outcome.summary(), flush=True)

@@ -259,8 +259,8 @@ def _repetitions(
     """One process does a piece of work once, and nobody does what the record already calls done."""
     counted = Counter((name, attempt) for what, name, attempt, *_ in effects if what == "begin")
     for (name, attempt), count in counted.items():
-        # An orchestrator of one's own may open several sessions in one process, a run opens one. A window that
-        # is told that another one is at work pauses, and begins its piece anew when a person resumes.
+        # An orchestrator of one's own may open several sessions in one process, a run opens one. A window
+        # that is told that another one is at work pauses, and begins its piece anew when a person resumes.
         if work.kind == "run" and count > 1:
             yield f"{work.project}: {attempt} did {name} {count} times"
     done_in: dict[str, set[str]] = defaultdict(set)
