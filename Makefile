@@ -33,7 +33,7 @@ run: .venv/.run ## Serve the API and the dashboard on http://127.0.0.1:3000, on 
 	@exec $(BIN)/state-tracking-api dev
 
 .PHONY: test
-test: .venv/.dev ## Run every test: server, client, dashboard, deployment, extension
+test: .venv/.dev node_modules/.installed ## Run every test: server, client, dashboard, deployment, extension
 	@.ci/system-packages chromium redis-server promtool faketime
 	$(PYTEST) $(PYTEST_ARGS)
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target $(PART_TESTS)
@@ -43,7 +43,7 @@ test-fast: .venv/.dev ## Run the Python tests that take no longer than a few sec
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 .PHONY: faults
-faults: .venv/.dev ## Rounds of random faults for MINUTES=5; SEED=n repeats one (docs/RELIABILITY.md)
+faults: .venv/.dev node_modules/.installed ## Rounds of random faults for MINUTES=5; SEED=n repeats one (docs/RELIABILITY.md)
 	@.ci/system-packages faketime
 	$(BIN)/python tests/faults/faults.py --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED)) $(FAULTS_ARGS)
 

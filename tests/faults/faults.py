@@ -27,7 +27,7 @@ async def main() -> int:
     parser.add_argument("--seconds", type=float, default=25.0)
     parser.add_argument("--servers", type=int, default=0)
     parser.add_argument("--extensions", type=int, default=1, help="orchestrations of the VS Code extension")
-    parser.add_argument("--items", type=int, default=5, help="pieces of work in each orchestration")
+    parser.add_argument("--items", type=int, default=8, help="pieces of work in each orchestration")
     parser.add_argument("--mutant", choices=[*MUTANTS, *EXTENSION_MUTANTS], default="none")
     parser.add_argument("--keep", type=Path, default=ROOT / ".cache/faults")
     chosen = parser.parse_args()

@@ -69,7 +69,7 @@ function place(): string {
 
 /**
  * Ends a process and what it started: SIGTERM to its group, SIGKILL after the grace.
- * Returns once it is gone. A recycled process id is left alone.
+ * Returns once it is gone. A recycled process id is left alone. The clock may be set meanwhile: it is not asked.
  */
 export async function endGroup(identity: ProcessIdentity, graceMs = 3_000): Promise<void> {
   if (!isAlive(identity)) {
@@ -80,8 +80,8 @@ export async function endGroup(identity: ProcessIdentity, graceMs = 3_000): Prom
     ["SIGKILL", 2_000],
   ] as const) {
     signalGroup(identity.pid, signal);
-    const deadline = Date.now() + patienceMs;
-    while (isAlive(identity) && Date.now() < deadline) {
+    const deadline = performance.now() + patienceMs;
+    while (isAlive(identity) && performance.now() < deadline) {
       await delay(50);
     }
     if (!isAlive(identity)) {
@@ -98,8 +98,8 @@ export async function endLeftovers(pid: number, graceMs = 1_000): Promise<void> 
     return;
   }
   signalGroup(pid, "SIGTERM");
-  const deadline = Date.now() + graceMs;
-  while (groupLives(pid) && Date.now() < deadline) {
+  const deadline = performance.now() + graceMs;
+  while (groupLives(pid) && performance.now() < deadline) {
     await delay(20);
   }
   signalGroup(pid, "SIGKILL");

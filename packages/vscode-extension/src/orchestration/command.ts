@@ -91,7 +91,8 @@ export function runCommand(definition: TaskDefinition, around: CommandSurroundin
   log.once("error", (error) => {
     around.show(`The output is not kept any more: ${error.message}\n`);
   });
-  const startedAt = Date.now();
+  // Not the clock's time, which may be set while the command runs.
+  const startedAt = performance.now();
   const guard = fork(around.guard, [], {
     // A desktop VS Code is Electron, which is Node.js only when it is told so.
     env: { ...process.env, ELECTRON_RUN_AS_NODE: "1" },
@@ -200,7 +201,7 @@ export function runCommand(definition: TaskDefinition, around: CommandSurroundin
         timedOut,
         interrupted,
         claude: claudeResult(head),
-        durationMs: Date.now() - startedAt,
+        durationMs: Math.round(performance.now() - startedAt),
         tail: (plain(tails.stderr) || plain(tails.stdout)).slice(-TAIL_LENGTH),
         isUnguarded,
         ...(startError === undefined ? {} : { startError }),

@@ -38,7 +38,8 @@ export class Recovery implements vscode.Disposable {
   private readonly wanted = new Set<string>();
   private readonly firstSeenElsewhere = new Map<string, number>();
   private timer: NodeJS.Timeout | undefined;
-  private askedApiAt = 0;
+  /** By the time that has passed, and not by the clock: that may be set back. */
+  private askedApiAt = Number.NEGATIVE_INFINITY;
   private looking = false;
   private disposed = false;
 
@@ -62,8 +63,8 @@ export class Recovery implements vscode.Disposable {
     try {
       this.orchestrations.reportFinished();
       await this.lookHere();
-      if (Date.now() - this.askedApiAt >= LATER_MS) {
-        this.askedApiAt = Date.now();
+      if (performance.now() - this.askedApiAt >= LATER_MS) {
+        this.askedApiAt = performance.now();
         await this.lookAtApi();
       }
     } catch (error) {
@@ -147,7 +148,7 @@ export class Recovery implements vscode.Disposable {
         }
       }
     }
-    const now = Date.now();
+    const now = performance.now();
     for (const { run, host } of this.orchestrations.elsewhere(workspaces)) {
       const firstSeen = this.firstSeenElsewhere.get(run.runId) ?? now;
       this.firstSeenElsewhere.set(run.runId, firstSeen);

@@ -2,10 +2,12 @@
 import { randomUUID } from "node:crypto";
 import { existsSync, readFileSync, readdirSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import { afterEach, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
 import type { Session } from "../../src/api/client.js";
 import type { Orchestration } from "../../src/orchestration/orchestration.js";
+import { Recovery } from "../../src/orchestration/recovery.js";
 import { ForAPerson, Refusal } from "../../src/orchestration/refusal.js";
+import { sit } from "../faults/editor.js";
 import { CommandLine } from "../rig/commandLine.js";
 import { Host } from "../rig/host.js";
 import { until } from "../rig/until.js";
@@ -469,5 +471,41 @@ describe("a session of somebody else", () => {
       message: expect.stringContaining("left behind") as string,
     });
     await ended(await host.orchestrations.recover(id, host.workspace));
+  });
+
+  test("is found within minutes of falling silent, also where the clock was set back by a day", async () => {
+    const questions: string[] = [];
+    sit({
+      folder: host.workspace,
+      settings: {},
+      statusBar: "",
+      answer: (question) => {
+        questions.push(question);
+        return Promise.resolve(undefined);
+      },
+    });
+    const recovery = new Recovery(host.orchestrations, {
+      api: host.api,
+      hasKey: () => Promise.resolve(true),
+      machineId: () => host.machineId,
+      wish: () => "ask",
+      workspaces: () => [host.workspace],
+      projects: () => Promise.resolve(new Set([project])),
+      log: { debug: () => undefined, info: () => undefined, warn: () => undefined, error: () => undefined },
+    });
+    vi.useFakeTimers({ toFake: ["Date", "performance"] });
+    try {
+      await recovery.look();
+      const { session_id: id } = await foreign(project);
+      await backend.api().markStalled(id);
+      vi.advanceTimersByTime(61_000);
+      vi.setSystemTime(Date.now() - 86_400_000);
+      await recovery.look();
+    } finally {
+      vi.useRealTimers();
+      recovery.dispose();
+    }
+    expect(questions).toHaveLength(1);
+    expect(questions[0]).toContain(`“${project}” has been silent on this machine`);
   });
 });

@@ -1,7 +1,7 @@
 /** How the tasks of a plan are carried out, against the real API: what they leave, and how they end. */
 import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { describe, expect, test } from "vitest";
+import { describe, expect, test, vi } from "vitest";
 import { identify } from "../../src/processes.js";
 import { until } from "../rig/until.js";
 import { backend, begun, ended, gated, host, open, project, read, sessionOf, setStage, tasksOf } from "../rig/stage.js";
@@ -15,6 +15,21 @@ describe("a task", () => {
     await ended(orchestration);
     const [task] = await tasksOf(orchestration);
     expect(read("ids")).toBe(`${task?.session_id ?? ""} ${task?.task_id ?? ""}`);
+  });
+
+  test("took as long as it took, also where the clock is set back meanwhile", async () => {
+    const orchestration = await host.start(project, [gated("first")]);
+    await begun("first");
+    vi.useFakeTimers({ toFake: ["Date"], now: Date.now() - 86_400_000 });
+    try {
+      open("first");
+      await until("it is over", () => orchestration.isOver);
+    } finally {
+      vi.useRealTimers();
+    }
+    await host.reported(orchestration);
+    const [task] = await tasksOf(orchestration);
+    expect((task?.metadata["result"] as { seconds: number }).seconds).toBeGreaterThan(0);
   });
 
   test("does not find the API's key in its environment, and nobody else can read what is kept of it", async () => {

@@ -1,8 +1,9 @@
 import { fork, spawn, type ChildProcess } from "node:child_process";
+import { once } from "node:events";
 import { mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, utimesSync, writeFileSync } from "node:fs";
 import { hostname, tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { machineId } from "../../src/machine.js";
 import { endGroup, identify, isAlive, isSelf, presence, self } from "../../src/processes.js";
 import { RunStore, otherHost } from "../../src/tracking/store.js";
@@ -217,6 +218,22 @@ describe("processes", () => {
     await endGroup(identity, 200);
     expect(isAlive(identity)).toBe(false);
     await until("its child has ended too", () => identify(Number(line.trim())) === undefined);
+  });
+
+  test("what ignores SIGTERM is ended in its time, also where the clock is set back meanwhile", async () => {
+    const stubborn = spawn("sh", ["-c", "trap '' TERM; echo; sleep 60"], { detached: true });
+    children.push(stubborn);
+    await once(stubborn.stdout, "data");
+    const identity = await until("it runs", () => identify(stubborn.pid ?? 0));
+    vi.useFakeTimers({ toFake: ["Date"] });
+    try {
+      const ending = endGroup(identity, 200);
+      vi.setSystemTime(Date.now() - 86_400_000);
+      await ending;
+    } finally {
+      vi.useRealTimers();
+    }
+    expect(isAlive(identity)).toBe(false);
   });
 });
 
