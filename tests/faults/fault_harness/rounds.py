@@ -191,7 +191,10 @@ async def play(cluster: Cluster, seed: int, shape: Shape, directory: Path) -> Ou
         "tasks": len(state.tasks),
         "orchestrations": f"{sum(work.done for work in clients.works)}/{len(clients.works)}",
         "attempts": sum(len(work.attempts) for work in clients.works),
-        "at_once": sum(len(at_once(pieces_of(work.effects()))) for work in clients.works),
+        "at_once": {
+            work.kind: count for work in clients.works if (count := len(at_once(pieces_of(work.effects()))))
+        }
+        or 0,
         "start_s": round(began - called, 1),
         "faults_s": round(peace - began, 1),
         "settled_s": round(settled - peace, 1),
