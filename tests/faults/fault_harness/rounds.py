@@ -65,7 +65,7 @@ class Shape:
         return len(self.sdk) + self.runs + self.extensions
 
 
-SHORT = Shape(seconds=12, items=3, sdk=("async",))
+SHORT = Shape(seconds=12, items=8, sdk=("async",))
 """For `make test`."""
 
 
