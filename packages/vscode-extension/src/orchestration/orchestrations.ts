@@ -198,6 +198,8 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
       } else if (isEnded(run.status)) {
         const claim = this.ownership.claimToReport(run);
         if (claim !== undefined) {
+          // The window that reported it may have ended between a creation and its answer.
+          run.unanswered = true;
           this.reportInBackground(run, claim, this.track(run, claim));
         }
       }
@@ -285,19 +287,19 @@ export class Orchestrations extends EventEmitter<OrchestrationsEvents> {
 
   /** Puts everything down within a few seconds, for the next window to pick up. */
   async suspend(patienceMs: number): Promise<void> {
-    await Promise.all(
-      [...this.running.values()].map(async ({ orchestration, claim, done }) => {
-        orchestration.suspend();
-        await done;
-        await orchestration.tracker.settle(patienceMs);
-        orchestration.tracker.dispose();
-        claim.release();
-      }),
-    );
-    this.couriers.forEach(({ tracker, claim }) => {
+    const putDown = async ({ tracker, claim }: { tracker: Tracker; claim: RunClaim }): Promise<void> => {
+      await tracker.settle(patienceMs);
       tracker.dispose();
       claim.release();
-    });
+    };
+    await Promise.all([
+      ...[...this.running.values()].map(async ({ orchestration, claim, done }) => {
+        orchestration.suspend();
+        await done;
+        await putDown({ tracker: orchestration.tracker, claim });
+      }),
+      ...[...this.couriers.values()].map(putDown),
+    ]);
   }
 
   private async begin(plan: Plan, workspace: string, force: boolean): Promise<Orchestration> {

@@ -122,6 +122,31 @@ describe("what is reported", () => {
     }
   });
 
+  test("a window that is closed while it waits for the answer to a creation leaves nothing to be created twice", async () => {
+    const way = await LossyWay.to(backend.url, ["POST /api/tasks"], true);
+    const closing = new Host(NOWHERE, backend.key);
+    const next = new Host(backend.url, backend.key, closing.machineId, closing.directory);
+    try {
+      const orchestration = await closing.start(project, [{ name: "first", command: "true" }]);
+      await until("it is over", () => orchestration.isOver);
+      closing.url = way.url;
+      await until("the task is created, and nobody told", () => {
+        orchestration.tracker.reconnect();
+        return way.lost.length === 1;
+      });
+      await closing.orchestrations.suspend(100);
+      next.orchestrations.reportFinished();
+      const session = await until("the session is completed", async () =>
+        (await backend.sessionsOf(project)).find(({ status }) => status === "completed"),
+      );
+      expect(await backend.tasksOf(session.session_id)).toHaveLength(1);
+    } finally {
+      await next.stop();
+      await closing.stop();
+      await way.stop();
+    }
+  });
+
   test("a task that the API refuses, and a reason that no text may hold, do not keep the rest from it", async () => {
     const tracker = await host.orchestrations.trackOnly(project, "Tracked", {});
     const session = trackedSession(tracker, never);

@@ -7,7 +7,7 @@ export class LossyWay {
   readonly lost: string[] = [];
   private readonly server: Server;
 
-  private constructor(target: string, loses: (request: string) => boolean) {
+  private constructor(target: string, loses: (request: string) => boolean, isHeld: boolean) {
     this.server = createServer((request, response) => {
       void (async () => {
         const name = `${request.method ?? ""} ${(request.url ?? "").replaceAll(/[0-9a-f]{8}-[0-9a-f-]{27}/g, "ID")}`;
@@ -20,7 +20,9 @@ export class LossyWay {
         const text = await answer.text();
         if (!this.lost.includes(name) && loses(name)) {
           this.lost.push(name);
-          request.socket.destroy();
+          if (!isHeld) {
+            request.socket.destroy();
+          }
           return;
         }
         response.writeHead(answer.status, { "Content-Type": "application/json" }).end(text);
@@ -28,9 +30,9 @@ export class LossyWay {
     });
   }
 
-  /** Loses the first answer to each of these requests. */
-  static async to(target: string, requests: readonly string[]): Promise<LossyWay> {
-    const way = new LossyWay(target, (request) => requests.includes(request));
+  /** Loses the first answer to each of these requests; where it is held, the connection stays as if it may come yet. */
+  static async to(target: string, requests: readonly string[], isHeld = false): Promise<LossyWay> {
+    const way = new LossyWay(target, (request) => requests.includes(request), isHeld);
     await new Promise<void>((resolve) => way.server.listen(0, "127.0.0.1", resolve));
     return way;
   }
