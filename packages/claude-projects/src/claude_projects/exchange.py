@@ -179,6 +179,9 @@ def _error_of(outcome: Outcome) -> ClaudeProjectsError | None:
         return outcome
     if 200 <= outcome.status < 300:
         return None
+    if 300 <= outcome.status < 400:  # not followed: the key would go along, to whatever host is named
+        elsewhere = outcome.headers.get("location", "elsewhere")
+        return NotTheApiError(f"the address redirects to {elsewhere}; set the API's own address")
     said = _error_object(outcome)
     if said is None:
         if outcome.status in {429, 502, 503, 504}:  # a proxy in front of the API may speak for itself

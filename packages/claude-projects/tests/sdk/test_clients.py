@@ -250,6 +250,14 @@ async def test_something_else_at_the_address_is_recognised(wired: Either, wire: 
     assert len(wire.seen) == 1
 
 
+async def test_a_redirect_does_not_take_the_key_along(wired: Either, wire: Wire, server: Server) -> None:
+    there = f"{server.url}/api/sessions"  # would be answered, if it were followed
+    wire.faults.append(answer("302 Found", f"Location: {there}"))
+    with pytest.raises(NotTheApiError, match=f"redirects to {there}; set the API's own address"):
+        await wired.list_sessions()
+    assert len(wire.seen) == 1
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_an_api_that_is_away_is_told_in_a_sentence(kind: type) -> None:
     port = free_port()

@@ -193,11 +193,18 @@ export class Api {
 
   private readonly fetch = async (request: Request): Promise<Response> => {
     const { timeoutMs, url } = this.connection;
-    try {
-      return await fetch(request, { signal: AbortSignal.timeout(timeoutMs) });
-    } catch (error) {
-      throw unreachable(error, url, timeoutMs);
+    const response = await fetch(request, { signal: AbortSignal.timeout(timeoutMs), redirect: "manual" }).catch(
+      (error: unknown) => {
+        throw unreachable(error, url, timeoutMs);
+      },
+    );
+    // Not followed: fetch would take the key along, to whatever host the answer names.
+    if (response.type === "opaqueredirect" || (response.status >= 300 && response.status < 400)) {
+      const to = response.headers.get("Location");
+      const where = to === null ? "elsewhere" : `to ${to}`;
+      throw new ApiError("unreachable", `${url} redirects ${where}: set the API's own address`, response.status);
     }
+    return response;
   };
 
   private readonly authorization: Middleware = {
