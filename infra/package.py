@@ -57,7 +57,7 @@ def build(target: Path, python: str, platform: str) -> None:
 
 def prune(target: Path) -> None:
     """Remove what no request reads, and what says where it was built."""
-    # FastAPI imports it at each start, for models that are not here; it does without (its _compat/shared.py).
+    # FastAPI imports it, for models that are not here; it does without (its _compat/shared.py).
     shutil.rmtree(target / "pydantic" / "v1")
     for directory, directories, files in os.walk(target, topdown=False):
         for name in directories:

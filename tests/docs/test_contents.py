@@ -276,4 +276,4 @@ def test_every_test_that_the_security_page_names_exists() -> None:
     files = (ROOT / "packages/vscode-extension/test").glob("**/*.test.ts")
     theirs = "".join(path.read_text(encoding="utf-8") for path in files)
     assert of_the_extension
-    assert [title for title in of_the_extension if f'test("{title}"' not in theirs] == []
+    assert [title for title in of_the_extension if f'("{title}"' not in theirs] == []

@@ -94,6 +94,7 @@ TWICE = (("introduced", "0"), ("fixed", "1.1"), ("introduced", "1.4"), ("fixed",
         ("1.2", {"ranges": between(*TWICE)}, False),
         ("1.4.2", {"ranges": between(*TWICE)}, True),
         ("1.2", {"ranges": between(("introduced", "0"))}, True),
+        ("1.2", {"ranges": between(("introduced", "what?"), ("fixed", "2.0"))}, True),  # not missed
         ("1.2", {"versions": ["1.1", "1.2"]}, True),
         ("1.3", {"versions": ["1.1", "1.2"]}, False),
         ("1.2", {"ranges": [{"type": "GIT", "events": [{"introduced": "0"}]}]}, False),

@@ -158,7 +158,10 @@ async def page(
 
 
 async def count_by_status(storage: Storage) -> dict[str, int]:
-    """How many sessions there are of each status; 0 where there is none."""
+    """How many sessions there are of each status; 0 where there is none.
+
+    The states are counted one after another: a session that changes meanwhile may count twice, or not at all.
+    """
 
     def counted(status: str) -> list[Document]:
         return [{"$match": {"status": status}}, {"$count": "count"}, {"$set": {"_id": status}}]

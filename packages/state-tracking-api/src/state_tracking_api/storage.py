@@ -305,7 +305,8 @@ class Storage:
     async def _count_all(self, collection: AsyncCollection[Document]) -> int:
         """How many documents there are; it grows with them, so all who ask at once share one count.
 
-        Exact, which the number that the database keeps by itself is not after a crash of it.
+        Exact, which the number that the database keeps by itself is not after a crash of it. Whoever asks
+        while one is under way waits for its end, and then for their own.
         """
 
         async def count(_asked_at: datetime) -> int:

@@ -139,15 +139,8 @@ def _as_fastapi_has_it(route: LeanRoute) -> APIRoute:
 
     endpoint.__name__, endpoint.__doc__ = route.endpoint.__name__, route.endpoint.__doc__
     endpoint.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return APIRoute(
-        route.path,
-        endpoint,
-        methods=list(route.methods),
-        tags=list(route.tags),
-        status_code=route.answers_with,
-        include_in_schema=route.include_in_schema,
-        **route.described,
-    )
+    options: dict[str, Any] = {**route.options, "tags": list(route.tags), "status_code": route.answers_with}
+    return APIRoute(route.path, endpoint, methods=list(route.methods), **options)
 
 
 def _contents(operation: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -215,13 +216,19 @@ def documentation(document: Callable[[], dict[str, Any]]) -> list[LeanRoute]:
     """Routes that serve the OpenAPI document; `document` is called when it is first asked for."""
     docs = Router(tags=["operations", "public"])
 
+    making = threading.Lock()
+
     @cache
     def made() -> bytes:
         return json.dumps(document()).encode()
 
+    def made_once() -> bytes:
+        with making:
+            return made()
+
     async def encoded() -> bytes:
         # Making it takes most of a second, once: heartbeats must not wait for that.
-        return await asyncio.to_thread(made)
+        return await asyncio.to_thread(made_once)
 
     @docs.get("/api/openapi.json", summary="The OpenAPI document", response_model=dict[str, Any])
     async def openapi(call: Call) -> Answer:

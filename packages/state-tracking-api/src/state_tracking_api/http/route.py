@@ -1,7 +1,7 @@
 """The route class of every endpoint, and the router that collects them: FastAPI's way of writing them.
 
 FastAPI itself reads them for the document only: its dependency solver and response-model pass cost more than
-all the rest of a request, and importing it as much as half of a start (docs/decisions/0002-lean-routes.md). A
+all the rest of a request, and importing it two fifths of a start (docs/decisions/0002-lean-routes.md). A
 route here takes its parameters apart once, when it is made. A request then costs one validation of its body
 or query.
 """
@@ -13,11 +13,12 @@ import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cache
-from typing import Any, cast, get_args, get_type_hints
+from typing import Any, TypedDict, Unpack, cast, get_args, get_type_hints
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import from_json
+from starlette.responses import Response
 from starlette.routing import compile_path
 
 from state_tracking_api import metadata
@@ -49,6 +50,19 @@ class QueryModel(BaseModel):
     model_config = {"extra": "forbid", "frozen": True, "defer_build": True}
 
 
+class Options(TypedDict, total=False):
+    """What a route may be given beside its path and endpoint, in FastAPI's words."""
+
+    tags: Sequence[str]
+    status_code: int
+    include_in_schema: bool
+    # For the document alone.
+    summary: str
+    response_model: Any
+    responses: Mapping[int | str, Any]
+    response_class: type[Response]
+
+
 class LeanRoute:
     """An endpoint whose parameters are: the call, path parameters, one query model, one body model.
 
@@ -56,27 +70,19 @@ class LeanRoute:
     """
 
     def __init__(
-        self,
-        path: str,
-        endpoint: Endpoint,
-        *,
-        methods: Sequence[str] = ("GET",),
-        tags: Sequence[str] = (),
-        status_code: int = 200,
-        include_in_schema: bool = True,
-        **described: Any,
+        self, path: str, endpoint: Endpoint, *, methods: Sequence[str] = ("GET",), **options: Unpack[Options]
     ) -> None:
         """Take apart what requests need. A validator waits for its first use: all of them would cost a start.
 
-        `described` is for the document alone, in FastAPI's words: `summary`, `response_model`, `responses`,
-        `response_class`.
+        Raises TypeError where the parameters are not as above.
         """
+        tags = options.get("tags", ())
         self.path, self.endpoint, self.tags = path, endpoint, tuple(tags)
         self.path_regex, self.path_format, self.param_convertors = compile_path(path)
         self.methods = frozenset(methods)
-        self.answers_with = status_code
-        self.include_in_schema = include_in_schema
-        self.described = described
+        self.answers_with = options.get("status_code", 200)
+        self.include_in_schema = options.get("include_in_schema", True)
+        self.options = options
         self.needs_database = path.startswith("/api/") and "public" not in tags
         self.hints = get_type_hints(endpoint, include_extras=True)
         self._call: str | None = None
@@ -91,9 +97,13 @@ class LeanRoute:
                 self._paths.append(name)
             elif is_query(hint):
                 self._query = (name, _validator(hint))
+            elif self._body is not None:
+                raise TypeError(f"{path}: {name} is a second body")
             else:
                 optional = parameter.default is not inspect.Parameter.empty
                 self._body = (name, _validator(hint), optional, _reserved_keys(hint))
+        if set(self._paths) != self.param_convertors.keys():
+            raise TypeError(f"{path}: not every name in it is a parameter")
 
     async def answer(
         self,
@@ -131,33 +141,33 @@ class LeanRoute:
 class Router:
     """Collects routes by decorators: `@router.get(path, …)` takes what LeanRoute takes."""
 
-    def __init__(self, route_class: type[LeanRoute] = LeanRoute, **common: Any) -> None:
+    def __init__(self, route_class: type[LeanRoute] = LeanRoute, **common: Unpack[Options]) -> None:
         """Routes of this class; `common` is what all of them are given, a route's own `tags` come on top."""
         self.routes: list[LeanRoute] = []
         self._route_class = route_class
         self._common = common
 
-    def get(self, path: str, **options: Any) -> Decorator:
+    def get(self, path: str, **options: Unpack[Options]) -> Decorator:
         """A route that reads."""
         return self._route("GET", path, options)
 
-    def post(self, path: str, **options: Any) -> Decorator:
+    def post(self, path: str, **options: Unpack[Options]) -> Decorator:
         """A route that makes something, or does it."""
         return self._route("POST", path, options)
 
-    def patch(self, path: str, **options: Any) -> Decorator:
+    def patch(self, path: str, **options: Unpack[Options]) -> Decorator:
         """A route that changes something."""
         return self._route("PATCH", path, options)
 
-    def delete(self, path: str, **options: Any) -> Decorator:
+    def delete(self, path: str, **options: Unpack[Options]) -> Decorator:
         """A route that deletes."""
         return self._route("DELETE", path, options)
 
-    def _route(self, method: str, path: str, options: dict[str, Any]) -> Decorator:
+    def _route(self, method: str, path: str, options: Options) -> Decorator:
         tags = (*self._common.get("tags", ()), *options.get("tags", ()))
 
         def add(endpoint: Endpoint) -> Endpoint:
-            given = {**self._common, **options, "tags": tags}
+            given: Options = {**self._common, **options, "tags": tags}
             self.routes.append(self._route_class(path, endpoint, methods=(method,), **given))
             return endpoint
 
@@ -182,7 +192,7 @@ def _reserved_keys(hint: Any) -> frozenset[str]:
     reserved = getattr(hint, "reserved_metadata", None)
     if reserved is not None:
         return cast("frozenset[str]", reserved)
-    # Annotated[Model | None, …]: the model is somewhere inside.
+    # Model | None: the model is one of the parts.
     return frozenset[str]().union(*(_reserved_keys(inner) for inner in get_args(hint)))
 
 
