@@ -45,7 +45,7 @@ PARTS = {
     "metrics": ("/prometheus_client/", "state_tracking_api/metrics.py"),
     "rate limit": ("/limits/", "state_tracking_api/ratelimit.py", "state_tracking_api/shared_counters.py"),
     "layers around the routes": ("state_tracking_api/http/middleware.py", "state_tracking_api/auth.py"),
-    "routes, validation and answers": ("state_tracking_api/http/", "/pydantic", "/fastapi/", "/starlette/"),
+    "routes, validation and answers": ("state_tracking_api/http/", "/pydantic", "/starlette/"),
     "rules and storage": ("state_tracking_api/",),
 }
 

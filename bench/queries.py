@@ -21,7 +21,7 @@ _ENVELOPE = {
     *("lsid", "txnNumber", "autocommit", "startTransaction", "stmtId", "stmtIds", "$clusterTime", "$db"),
     *("$readPreference", "readConcern", "writeConcern", "maxTimeMS", "apiVersion"),
 }
-_KINDS = ("find", "aggregate", "findAndModify", "update", "insert", "delete", "getMore")
+_KINDS = ("find", "aggregate", "findAndModify", "update", "insert", "remove", "getMore")
 _PROFILER = "system.profile"
 _PROFILE_BYTES = 16_000_000
 SHOWN = 8
@@ -95,7 +95,7 @@ def _explained(database: Any, entry: Document) -> Document:
     kind, collection = _kind(entry), _collection(entry)
     counts = {"returned": "nreturned", "keys_examined": "keysExamined", "documents_examined": "docsExamined"}
     looked_at = {name: entry[theirs] for name, theirs in counts.items() if theirs in entry}
-    if kind in ("insert", "getMore"):  # without a plan, or with that of the query whose rest it fetches
+    if kind in ("insert", "remove", "getMore"):  # without a plan, or with that of the query whose rest it fetches
         return {"command": {kind: collection}, **looked_at}
     command = {name: value for name, value in entry["command"].items() if name not in _ENVELOPE}
     if kind == "update":  # recorded by the statement, not by the command
@@ -136,7 +136,7 @@ def stages(plan: Mapping[str, Any]) -> list[str]:
 
 
 def _kind(entry: Document) -> str:
-    if entry["op"] in ("insert", "update", "getmore"):
+    if entry["op"] in ("insert", "update", "remove", "getmore"):
         return {"getmore": "getMore"}.get(entry["op"], entry["op"])
     known = {kind.lower(): kind for kind in _KINDS}
     return next((known[name.lower()] for name in entry["command"] if name.lower() in known), "other")
