@@ -95,7 +95,7 @@ def _explained(database: Any, entry: Document) -> Document:
     kind, collection = _kind(entry), _collection(entry)
     counts = {"returned": "nreturned", "keys_examined": "keysExamined", "documents_examined": "docsExamined"}
     looked_at = {name: entry[theirs] for name, theirs in counts.items() if theirs in entry}
-    if kind in ("insert", "remove", "getMore"):  # without a plan, or with that of the query whose rest it fetches
+    if kind in ("insert", "remove", "getMore"):  # no plan, or that of an earlier query
         return {"command": {kind: collection}, **looked_at}
     command = {name: value for name, value in entry["command"].items() if name not in _ENVELOPE}
     if kind == "update":  # recorded by the statement, not by the command
