@@ -108,9 +108,10 @@ def test_the_document_is_openapi_3_1(document: Json) -> None:
 
 
 def test_every_schema_is_a_valid_json_schema(document: Json) -> None:
-    for name, schema in document["components"]["schemas"].items():
+    schemas = document["components"]["schemas"]
+    assert {"Session", "Task", "Machine", "ErrorBody"} <= schemas.keys()
+    for schema in schemas.values():
         jsonschema_rs.meta.validate({"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema)
-        assert name
 
 
 def test_every_route_of_the_contract_is_there(document: Json) -> None:

@@ -71,6 +71,8 @@ class Session:
     error: str | None = None
     recovered_from: str | None = None
     recovered_by: str | None = None
+    heard: bool = False
+    """Whether it was heard of in the latest step, which may move its last heartbeat; forwards, never back."""
 
     @property
     def live(self) -> bool:
@@ -179,6 +181,7 @@ class Model:
             return CONFLICT
         if to == "failed":
             self._fail_running(name)
+        session.heard = to == "active"
         session.status = to
         return OK
 
@@ -195,7 +198,7 @@ class Model:
         session = self.sessions.get(name)
         if session is None:
             return MISSING
-        if not session.live:
+        if not session.on_machine:
             return CONFLICT
         session.current = current
         return OK
@@ -213,6 +216,7 @@ class Model:
             session.status = "active"
         if says:
             session.current = current
+        session.heard = True
         return OK
 
     def mark_failed(self, name: str, error: str) -> Codes:
@@ -319,12 +323,12 @@ class Model:
             return WRONG
         return CREATED
 
-    def task_created(self, task_id: str, session: str, name: str) -> None:
+    def task_created(self, task_id: str, session: str, name: str, metadata: Json) -> None:
         """The task that was made, under the id that it was given."""
-        self.tasks[task_id] = Task(name, session)
+        self.tasks[task_id] = Task(name, session, metadata=metadata)
 
-    def set_task(self, task_id: str, to: str) -> Codes:
-        """PATCH of a task's status (with an error message where it fails)."""
+    def set_task(self, task_id: str, to: str, patch: Json) -> Codes:
+        """PATCH of a task's status (with an error message where it fails) and metadata: both or none."""
         task = self.tasks.get(task_id)
         if task is None:
             return MISSING
@@ -337,12 +341,21 @@ class Model:
         if refused:
             return refused
         task.status = to
+        task.metadata = merged(task.metadata, patch)
         task.error = to == "failed"
         task.started = task.started or to in ("in_progress", "completed", "failed")
         if to == "in_progress":
             session.current = task_id
         elif session.current == task_id:
             session.current = None
+        return OK
+
+    def merge_task_metadata(self, task_id: str, patch: Json) -> Codes:
+        """PATCH of a task's metadata alone: late evidence is kept."""
+        task = self.tasks.get(task_id)
+        if task is None:
+            return MISSING
+        task.metadata = merged(task.metadata, patch)
         return OK
 
     def delete_task(self, task_id: str) -> Codes:

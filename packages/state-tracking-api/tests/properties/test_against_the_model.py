@@ -51,6 +51,7 @@ class Calls(RuleBasedStateMachine):
         # One example must not meet what another one has left behind.
         self.token = uuid.uuid4().hex
         self.projects = [self.named("alpha"), self.named("beta")]
+        self.last_heartbeats: dict[str, str] = {}
 
     def named(self, name: str) -> str:
         """A project or machine of this example."""
@@ -165,25 +166,36 @@ class Calls(RuleBasedStateMachine):
 
     # Tasks.
 
-    @rule(target=tasks, session=sessions, own=st.integers(0, 9))
-    def create_task(self, session: str, own: int) -> object:
+    @rule(target=tasks, session=sessions, own=st.integers(0, 9), metadata=METADATA)
+    def create_task(self, session: str, own: int, metadata: Json) -> object:
         known = self.model.sessions.get(session)
         project = self.projects[0] if known is None else known.project
         if own == 0:  # now and then somebody else's project
             project = next(other for other in self.projects if other != project)
         allowed = self.model.create_task(session, project)
-        body = {"session_id": session, "project_id": project, "task_name": "write"}
+        body = {
+            "session_id": session,
+            "project_id": project,
+            "task_name": "write",
+            "metadata": metadata,
+        }
         answer = self.call("POST", "/api/tasks", body, allowed)
         if allowed != model.CREATED:
             return multiple()
-        self.model.task_created(answer["task_id"], session, "write")
+        self.model.task_created(answer["task_id"], session, "write", metadata)
         return answer["task_id"]
 
-    @rule(task=tasks, to=st.sampled_from(model.TASK_STATUSES))
-    def set_task_status(self, task: str, to: str) -> None:
-        allowed = self.model.set_task(task, to)
-        body = {"status": to} | ({"error_message": "broken"} if to == "failed" else {})
+    @rule(task=tasks, to=st.sampled_from(model.TASK_STATUSES), patch=st.none() | METADATA)
+    def set_task_status(self, task: str, to: str, patch: Json | None) -> None:
+        allowed = self.model.set_task(task, to, patch or {})
+        body: Json = {"status": to} | ({"error_message": "broken"} if to == "failed" else {})
+        body |= {"metadata": patch} if patch is not None else {}
         self.call("PATCH", f"/api/tasks/{task}", body, allowed)
+
+    @rule(task=tasks, patch=METADATA)
+    def merge_task_metadata(self, task: str, patch: Json) -> None:
+        allowed = self.model.merge_task_metadata(task, patch)
+        self.call("PATCH", f"/api/tasks/{task}", {"metadata": patch}, allowed)
 
     @rule(task=tasks)
     def delete_task(self, task: str) -> None:
@@ -204,8 +216,9 @@ class Calls(RuleBasedStateMachine):
     )
     def patch_machine(self, machine: str, status: str | None, slots: list[int] | None) -> None:
         machine = self.named(machine)
-        body: Json = {"status": status or "online"} | ({} if slots is None else {"docker_slots": slots})
-        allowed = self.model.set_machine(machine, body["status"], slots)
+        sent = {"status": status, "docker_slots": slots}
+        body = {name: value for name, value in sent.items() if value is not None}
+        allowed = self.model.set_machine(machine, status, slots) if body else model.WRONG
         self.call("PATCH", f"/api/machines/{machine}", body, allowed)
 
     @rule(machine=MACHINES)
@@ -217,6 +230,8 @@ class Calls(RuleBasedStateMachine):
     def delete_machine(self, machine: str) -> None:
         machine = self.named(machine)
         self.call("DELETE", f"/api/machines/{machine}", None, self.model.delete_machine(machine))
+        if machine not in self.model.machines:
+            self.call("GET", f"/api/machines/{machine}", None, model.MISSING)
 
     # What must hold after every step.
 
@@ -246,6 +261,10 @@ class Calls(RuleBasedStateMachine):
             assert metadata == known.metadata, name
             for earlier, later in (("created_at", "started_at"), ("started_at", "last_heartbeat")):
                 assert found[earlier] <= found[later]
+            before = self.last_heartbeats.get(name, found["last_heartbeat"])
+            assert before <= found["last_heartbeat"], name
+            assert known.heard or before == found["last_heartbeat"], name
+            self.last_heartbeats[name], known.heard = found["last_heartbeat"], False
 
     @invariant()
     def tasks_are_as_the_model_says(self) -> None:
@@ -259,9 +278,11 @@ class Calls(RuleBasedStateMachine):
             assert (found["status"], found["session_id"]) == (known.status, known.session), name
             assert (found["completed_at"] is not None) == known.finished, name
             assert (found["error_message"] is not None) == known.error, name
-            assert (found["started_at"] is not None) or not known.started, name
-            assert found["metadata"].get("recovered_from_task") == known.recovered_from
-            assert ("carried_to" in found["metadata"]) == known.carried_to
+            assert (found["started_at"] is not None) == known.started, name
+            metadata = dict(found["metadata"])
+            assert metadata.pop("recovered_from_task", None) == known.recovered_from
+            assert (metadata.pop("carried_to", None) is not None) == known.carried_to
+            assert metadata == known.metadata, name
 
     @invariant()
     def machines_are_as_the_model_says(self) -> None:
