@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
+from playwright.async_api import Route
 from playwright.async_api import expect as seen
 
 from api_harness.api import Api, expect
@@ -111,3 +112,22 @@ async def test_the_policy_stops_scripts_styles_markup_and_other_hosts(
         assert violated in {directive, "script-src", "require-trusted-types-for"}, violated
     await visitor.leave()
     assert visitor.errors
+
+
+async def test_no_page_may_hold_the_dashboard_in_a_frame(visitors: Visitors, visitor: Visitor) -> None:
+    """Unseen in a frame, it would be clicked by whoever thinks that they click on something else."""
+    visitors.all.remove(visitor)  # what follows is meant to be complained about
+    page, dashboard = visitor.page, f"{visitor.base_url}/dashboard"
+
+    async def game(route: Route) -> None:
+        frame = f'<h1>A game</h1><iframe src="{dashboard}"></iframe>'
+        await route.fulfill(content_type="text/html", body=frame)
+
+    # Of the server's own origin, which a policy that let anybody frame it would let first.
+    await page.route("**/game", game)
+    async with page.expect_event("requestfailed", lambda request: request.url == dashboard) as refused:
+        await page.goto(f"{visitor.base_url}/game")
+    assert (await refused.value).failure == "net::ERR_BLOCKED_BY_RESPONSE"
+    _, framed = page.frames
+    assert await framed.locator("#app").count() == 0
+    await visitor.leave()
