@@ -21,6 +21,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import psutil
@@ -71,23 +72,35 @@ class NoRateLimit(RateLimiter):
         return self._unlimited
 
 
-def serve_without(layer: str) -> None:
-    """Run the server from the environment, one layer taken out; what the child processes do."""
-    configured = settings.load()
-    log.configure("error" if layer == "logging" else "info")
+def take_out(layer: str) -> None:
+    """Take one layer out of the server that this process would run."""
     if layer == "metrics":
-        app.__dict__.update(Metrics=NoMetrics, QueryTimer=NoQueryTimer)
+        _replace(app, Metrics=NoMetrics, QueryTimer=NoQueryTimer)
     if layer == "rate limit":
-        app.__dict__.update(RateLimiter=NoRateLimit)
+        _replace(app, RateLimiter=NoRateLimit)
     if layer == "events":
         whole = sessions.__dict__["_plain_update"]
 
         def without_events(*args: Any) -> dict[str, Any]:
             return {name: value for name, value in whole(*args).items() if name != "$push"}
 
-        sessions.__dict__["_plain_update"] = without_events
+        _replace(sessions, _plain_update=without_events)
     if layer == SHARING:
-        group_commit.__dict__["UNDER_WAY"] = math.inf
+        _replace(group_commit, UNDER_WAY=math.inf)
+
+
+def _replace(module: ModuleType, **others: object) -> None:
+    """Put something else in the place of what the module has; KeyError where it has nothing of that name."""
+    for name, other in others.items():
+        module.__dict__[name]  # or a layer that has been renamed would stay, and seem to cost nothing
+        module.__dict__[name] = other
+
+
+def serve_without(layer: str) -> None:
+    """Run the server from the environment, one layer taken out; what the child processes do."""
+    configured = settings.load()
+    log.configure("error" if layer == "logging" else "info")
+    take_out(layer)
     server.run(configured)
 
 

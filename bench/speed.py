@@ -1,7 +1,7 @@
 """What requests cost: CPU, latency, throughput and memory, beside the driver alone for the same work.
 
     .venv/bin/python bench/speed.py [--seconds 1] [--rounds 6] [--concurrency 32] [--only heartbeat]
-                                    [--json FILE]
+                                    [--sessions 1000] [--json FILE]
 
 A real mongod and a real `serve` are started. Each round runs every scenario, and its yardsticks right after
 it, so that a slow moment of the machine hits all of them: the same work on the database straight through
@@ -77,12 +77,12 @@ class Bench:
         )
 
 
-async def prepare(port: int) -> Targets:
+async def prepare(port: int, count: int = SESSIONS) -> Targets:
     """Sessions to beat and to read, a task for each, and a few sessions that are stalled."""
     connection = await Connection.open(port)
     sessions: list[str] = []
     tasks: list[str] = []
-    for number in range(SESSIONS):
+    for number in range(count):
         body: dict[str, Any] = {"project_id": PROJECT, "machine_id": f"m{number}"}
         session = await connection.ask("POST", "/api/sessions", body)
         sessions.append(session["session_id"])
@@ -96,7 +96,7 @@ async def prepare(port: int) -> Targets:
     return Targets(sessions, tasks, PROJECT, tasks[0], sessions[0], PATIENCE_MS)
 
 
-def run(seconds: float, rounds: int, concurrency: int, only: list[str]) -> dict[str, Any]:
+def run(seconds: float, rounds: int, concurrency: int, count: int, only: list[str]) -> dict[str, Any]:
     """Start everything, measure the scenarios in rounds, stop."""
     settings = {"SCHEDULER": "off", "STALL_THRESHOLD_MS": str(PATIENCE_MS)}
     with ExitStack() as stack:
@@ -108,12 +108,12 @@ def run(seconds: float, rounds: int, concurrency: int, only: list[str]) -> dict[
         bench = Bench(
             *(mongod.uri, psutil.Process(mongod.pid), server, port, bare, bare_port, seconds, concurrency)
         )
-        return asyncio.run(_rounds(bench, rounds, only))
+        return asyncio.run(_rounds(bench, rounds, count, only))
 
 
-async def _rounds(bench: Bench, rounds: int, only: list[str]) -> dict[str, Any]:
+async def _rounds(bench: Bench, rounds: int, count: int, only: list[str]) -> dict[str, Any]:
     at_rest = bench.server.memory_info().rss
-    of = await prepare(bench.port)
+    of = await prepare(bench.port, count)
     known, targets = scenarios.requests(of), asdict(of)
     chosen = {name: known[name] for name in only}
     unlike = await queries.unlike(bench.uri, bench.mongod, bench.port, chosen, targets)
@@ -121,7 +121,7 @@ async def _rounds(bench: Bench, rounds: int, only: list[str]) -> dict[str, Any]:
     connection = await Connection.open(bench.port)
     for name, request in chosen.items():
         sizes[name] = len((await request(connection, 0))[1])
-        await bench_harness.load(bench.port, request, 0.3, bench.concurrency)  # warm up
+        await bench_harness.load(bench.port, request, min(0.3, bench.seconds), bench.concurrency)  # warm up
         await bench_harness.load(bench.bare_port, request, 0.1, bench.concurrency, f"/{sizes[name]}")
     connection.close()
     server: dict[str, list[Measured]] = {name: [] for name in chosen}
@@ -181,13 +181,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a scenario in a round")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--concurrency", type=int, default=32, help="requests under way at once")
+    parser.add_argument("--sessions", type=int, default=SESSIONS, help="stored, with a task each")
     parser.add_argument(
         "--only", action="append", choices=SCENARIOS, help="measure no other scenario; repeatable"
     )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     begun = time.monotonic()
-    results = run(options.seconds, options.rounds, options.concurrency, options.only or [*SCENARIOS])
+    only = options.only or [*SCENARIOS]
+    results = run(options.seconds, options.rounds, options.concurrency, options.sessions, only)
     print(shown(results))
     print(f"\n{options.rounds} rounds, {time.monotonic() - begun:.0f} s in all.")
     if options.json:

@@ -203,7 +203,7 @@ class Works:
 async def drive(
     uri: str, mongod: psutil.Process, scenario: str, seconds: float, concurrency: int, targets: Document
 ) -> Document:
-    """Do a scenario's work for a time, from as many tasks at once."""
+    """Do a scenario's work for a time, from as many tasks at once, each at least once."""
     client: AsyncMongoClient[Document] = AsyncMongoClient(
         uri, tz_aware=True, timeoutMS=60_000, appname="yardstick"
     )
@@ -212,7 +212,7 @@ async def drive(
 
     async def caller(first: int, end: float) -> None:
         number = first
-        while (begun := time.perf_counter()) < end:
+        while (begun := time.perf_counter()) < end or number == first:
             await work(number)
             latencies.append((time.perf_counter() - begun) * 1000)
             number += concurrency

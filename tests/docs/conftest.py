@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
 
 from docs_harness import KEY, FirstTerminal, environment, free_port, until
 
