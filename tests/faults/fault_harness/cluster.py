@@ -183,6 +183,13 @@ class Cluster:
 
     # Faults of processes
 
+    def runs(self, place: str) -> bool:
+        """Whether there is a process now, suspended or not."""
+        if place.startswith("mongo"):
+            return self.replica_set.runs(self._port(place))
+        proc = self.servers.get(place) or self.clients.get(place)
+        return proc is not None and proc.runs
+
     def kill(self, place: str) -> None:
         """SIGKILL whoever stands there."""
         if place.startswith("mongo"):

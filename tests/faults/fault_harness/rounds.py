@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fault_harness import checker, history
 from fault_harness.clients import Clients
@@ -26,6 +28,12 @@ from fault_harness.watcher import Watcher, whole_state
 
 SETTLE_SECONDS = 180.0
 HUNT_SECONDS = 60.0
+COLUMNS = (
+    *("seed", "servers", "faults", "requests", "answered 2xx / 4xx / 503, 504 / never", "snapshots"),
+    *("recoveries", "orchestrations", "faults, settling", "wrong"),
+)
+"""Of the table in docs/RELIABILITY.md."""
+_OUTCOMES = ("2xx", "4xx", "503, 504", "never")
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,31 @@ def hunt(mutant: str) -> Shape:
     )
 
 
+def bug_is_found(mutant: str, wrong: Iterable[str]) -> bool:
+    """Whether one of these sentences says what a bug that was put in on purpose does to the data."""
+    found_by = (MUTANTS | EXTENSION_MUTANTS)[mutant].found_by
+    return any(re.search(found_by, sentence) for sentence in wrong)
+
+
+def header() -> str:
+    """The head of the table whose rows the rounds are, as Markdown."""
+    return "\n".join((_as_row(COLUMNS), _as_row("---" for _ in COLUMNS)))
+
+
+def _as_row(cells: Iterable[object]) -> str:
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def _outcome(status: int | None) -> str:
+    if status is None:
+        return "never"
+    return "503, 504" if status in {503, 504} else f"{status // 100}xx"
+
+
+def _counted(count: int, one: str, more: str) -> str:
+    return f"{count} {one if count == 1 else more}"
+
+
 @dataclass
 class Outcome:
     """What a round has shown."""
@@ -114,15 +147,53 @@ class Outcome:
     shape: Shape
     faults: list[Fault]
     path: Path
+    begun: list[Fault] = field(default_factory=list[Fault])
+    """The faults that happened: there was somebody in the role they name."""
     wrong: list[str] = field(default_factory=list[str])
-    figures: dict[str, object] = field(default_factory=dict[str, object])
+    figures: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def row(self) -> str:
+        """The round as a row of the table in docs/RELIABILITY.md."""
+        figures = self.figures
+        attempts = _counted(sum(figures["attempts"].values()), "attempt", "attempts")
+        answers = figures["answers"]
+        others = "".join(f" / {name}: {count}" for name, count in answers.items() if name not in _OUTCOMES)
+        return _as_row(
+            (
+                self.seed,
+                self.shape.servers,
+                self._faults_in_words(),
+                figures["requests"],
+                " / ".join(str(answers.get(name, 0)) for name in _OUTCOMES) + others,
+                figures["snapshots"],
+                figures["recoveries"],
+                f"{figures['done']} of {self.shape.orchestrations} in {attempts}",
+                f"{figures['faults_s']:.0f} s, {figures['settled_s']:.0f} s",
+                _counted(len(self.wrong), "sentence", "sentences") if self.wrong else "nothing",
+            )
+        )
+
+    def _faults_in_words(self) -> str:
+        counted = Counter(
+            "network" if fault.what in HARMS else fault.what
+            for fault in self.begun  # what was planned for nobody did not happen
+        )
+        said = [
+            f"{counted['kill']} killed" * bool(counted["kill"]),
+            f"{counted['suspend']} suspended" * bool(counted["suspend"]),
+            f"{counted['network']} of the network" * bool(counted["network"]),
+            _counted(counted["clock"], "clock", "clocks") * bool(counted["clock"]),
+        ]
+        if not self.begun:
+            return {"kill": "1: 1 killed", "suspend": "1: 1 suspended"}.get(self.shape.ambush, "none")
+        return f"{len(self.begun)}: {', '.join(part for part in said if part)}"
 
     def summary(self) -> str:
-        """For people."""
-        counted = Counter(fault.what for fault in self.faults)
+        """All of it, for people."""
+        counted = Counter(fault.what for fault in self.begun)
         said = ", ".join(f"{what} {count}" for what, count in sorted(counted.items()))
         lines = [
-            f"round with seed {self.seed}: {self.shape.servers} servers, {len(self.faults)} faults ({said})",
+            f"round with seed {self.seed}: {self.shape.servers} servers, {len(self.begun)} faults ({said})",
             "  " + ", ".join(f"{name} {value}" for name, value in self.figures.items()),
             f"  {'nothing wrong' if not self.wrong else f'{len(self.wrong)} WRONG'}",
             *(f"  - {sentence}" for sentence in self.wrong[:20]),
@@ -166,7 +237,7 @@ async def play(cluster: Cluster, seed: int, shape: Shape, directory: Path) -> Ou
         elif shape.ambush:
             await clients.ambush(shape.ambush)
         else:
-            await _inflict(cluster, clients, faults, shape.seconds, record)
+            outcome.begun = await _inflict(cluster, clients, faults, shape.seconds, record)
         await cluster.heal()
         record.note("peace")
         peace = loop.time()
@@ -181,16 +252,18 @@ async def play(cluster: Cluster, seed: int, shape: Shape, directory: Path) -> Ou
     record.close()
     operations = history.operations(history.read(record.path))
     outcome.wrong += await asyncio.to_thread(_judge, operations, state, clients, watcher)
-    answered = Counter(one.status for one in operations)
+    attempts = Counter[str]()
+    for work in clients.works:
+        attempts[work.kind] += len(work.attempts)
     outcome.figures = {
         "requests": len(operations),
-        "answers": dict(sorted((status or 0, count) for status, count in answered.items())),
+        "answers": dict(sorted(Counter(_outcome(one.status) for one in operations).items())),
         "snapshots": watcher.snapshots,
         "sessions": len(state.sessions),
         "recoveries": sum(bool(one.get("recovered_from")) for one in state.sessions.values()),
         "tasks": len(state.tasks),
-        "orchestrations": f"{sum(work.done for work in clients.works)}/{len(clients.works)}",
-        "attempts": sum(len(work.attempts) for work in clients.works),
+        "done": sum(work.done for work in clients.works),
+        "attempts": dict(attempts),
         "at_once": {
             work.kind: count for work in clients.works if (count := len(at_once(pieces_of(work.effects()))))
         }
@@ -215,6 +288,8 @@ def _judge(
     operations: list[history.Operation], state: State, clients: Clients, watcher: Watcher
 ) -> list[str]:
     wrong = [f"seen in a snapshot: {sentence}" for sentence in watcher.wrong]
+    if not watcher.snapshots:
+        wrong.append("no snapshot could be read: nobody has looked at the data during this round")
     wrong += wrong_with(state)
     wrong += wrong_steps(state)
     wrong += [
@@ -232,6 +307,7 @@ def _keep(outcome: Outcome, state: State, clients: Clients) -> None:
         "shape": vars(outcome.shape),
         "wrong": outcome.wrong,
         "faults": [str(fault) for fault in outcome.faults],
+        "begun": [str(fault) for fault in outcome.begun],
         "figures": outcome.figures,
         "attempts": [vars(one) for work in clients.works for one in work.attempts],
         "state": {name: list(documents.values()) for name, documents in vars(state).items()},
@@ -241,18 +317,22 @@ def _keep(outcome: Outcome, state: State, clients: Clients) -> None:
 
 async def _inflict(
     cluster: Cluster, clients: Clients, faults: list[Fault], seconds: float, record: History
-) -> None:
-    """Let each fault happen at its time; returns when all are over."""
+) -> list[Fault]:
+    """Let each fault happen at its time; when all are over, those that really happened."""
     loop = asyncio.get_running_loop()
     began = loop.time()
+    begun: list[Fault] = []
 
     async def one(fault: Fault) -> None:
         await asyncio.sleep(began + fault.at - loop.time())
         target = await cluster.place(fault.target)
         source = await cluster.place(fault.source) if fault.source else ""
-        record.note("fault", what=fault.what, target=target, source=source, amount=fault.amount)
-        if target is None or source is None:
+        of_process = fault.what in {"kill", "suspend"}
+        if target is None or source is None or (of_process and not cluster.runs(target)):
+            record.note("absent", what=fault.what, target=target, source=source)
             return  # nobody plays this role now
+        record.note("fault", what=fault.what, target=target, source=source, amount=fault.amount)
+        begun.append(fault)
         async with _during(cluster, clients, fault, target, source):
             await asyncio.sleep(fault.seconds)
         record.note("over", what=fault.what, target=target, source=source)
@@ -261,13 +341,13 @@ async def _inflict(
         for fault in faults:
             group.create_task(one(fault))
         group.create_task(asyncio.sleep(seconds))
+    return begun
 
 
 @contextlib.asynccontextmanager
 async def _during(
     cluster: Cluster, clients: Clients, fault: Fault, target: str, source: str
 ) -> AsyncGenerator[None]:
-    known = target.startswith("mongo") or target in cluster.servers or target in cluster.clients
     if fault.what in HARMS:
         harm = Harm(source, target, fault.what, float(fault.amount or 0))
         cluster.network.begin(harm)
@@ -278,8 +358,6 @@ async def _during(
     elif fault.what == "clock":
         clients.set_clock(target, fault.amount)
         yield
-    elif not known:
-        yield  # a client that has done its work
     elif fault.what == "kill":
         await asyncio.to_thread(cluster.kill, target)
         yield
