@@ -1,4 +1,9 @@
-"""What the record of a round means: whether everything that a server has acknowledged is so, and stays so."""
+"""What the record of a round means: whether everything that a server has acknowledged is so, and stays so.
+
+A rule holds against the data only what a write was answered. An answer to a GET is no acknowledgement: it may
+come from a primary that has just been replaced, and show what is older, or what will be rolled back. The
+answer to anything else was given when a majority had what it shows.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +20,7 @@ from fault_harness.state import ENDED, LIVE, Document, State
 
 _SESSION = re.compile(r"/api/sessions/([0-9a-f-]{36})(?:/([a-z-]+))?$")
 _TASK = re.compile(r"/api/tasks/([0-9a-f-]{36})$")
+_MACHINE = re.compile(r"/api/machines/([^/]+)$")
 _CONFLICT = 409
 _SLACK = 0.02
 """Effects are written with two decimals."""
@@ -67,7 +73,10 @@ def check(operations: list[Operation], state: State, works: list[Work]) -> list[
     record = Record(operations)
     return [
         sentence
-        for find in (_answers, _sessions_there, _tasks_there, _overtaken, _forwards, _one_successor)
+        for find in (
+            *(_answers, _sessions_there, _tasks_there, _machines_there),
+            *(_overtaken, _forwards, _one_successor),
+        )
         for sentence in find(record, state)
     ] + [
         sentence
@@ -94,7 +103,7 @@ def _sessions_there(record: Record, state: State) -> Iterable[str]:
     for session_id, operations in record.by_session.items():
         session = state.sessions.get(session_id)
         for action, one in operations:
-            if not one.well or action in {"GET", "health", "recovery-state"}:
+            if not one.well or one.method == "GET":
                 continue
             if action == "DELETE":
                 if session is not None:
@@ -113,6 +122,7 @@ def _sessions_there(record: Record, state: State) -> Iterable[str]:
                     yield f"{one} was acknowledged, and its metadata {key} is not stored"
             if action in {"PATCH", "mark-failed", "mark-stalled"}:
                 yield from _happened(one, session, one.answer["status"])
+            yield from _noted(action, one, session, state)
 
 
 def _there(record: Record, state: State, session_id: str, one: Operation) -> Iterable[str]:
@@ -131,6 +141,40 @@ def _happened(one: Operation, document: Document, status: str) -> Iterable[str]:
         yield f"{one} was acknowledged as {status}, which never happened to what is stored"
 
 
+def _noted(action: str, one: Operation, session: Document, state: State) -> Iterable[str]:
+    """What a session's metadata says of its failure, its recovery and its archival was written for good."""
+    noted = session["metadata"]
+    if action == "mark-failed" and noted.get("error_message") != one.answer["metadata"].get("error_message"):
+        yield (
+            f"{one} was acknowledged with the error message {one.answer['metadata'].get('error_message')!r}; "
+            f"stored is {noted.get('error_message')!r}"
+        )
+    if action == "prepare-recovery" and "recovery_prepared_at" not in noted:
+        yield f"{one} was acknowledged, and nothing of it is stored"
+    if action == "archive":
+        if noted.get("archived") is not True:
+            yield f"{one} was acknowledged, and the session is not archived"
+        left = [task["task_id"] for task in state.tasks_of(session["session_id"]) if not task.get("archived")]
+        if left:
+            yield f"{one} was acknowledged, and the tasks {left} are not archived with their session"
+
+
+def _machines_there(record: Record, state: State) -> Iterable[str]:
+    """Acknowledged machines are stored, with their acknowledged metadata; nobody here deletes one."""
+    for one in record.operations:
+        found = _MACHINE.match(one.path)
+        registers = (one.method, one.path) == ("POST", "/api/machines")
+        if not one.well or not (registers or (found and one.method == "PATCH")):
+            continue
+        machine = state.machines.get(one.answer["machine_id"])
+        if machine is None:
+            yield f"{one} was acknowledged, and machine {one.answer['machine_id']} is not there"
+            continue
+        for key, value in _marks(one).items():
+            if machine["metadata"].get(key) != value:
+                yield f"{one} was acknowledged, and its metadata {key} is not stored"
+
+
 def _tasks_there(record: Record, state: State) -> Iterable[str]:
     """Acknowledged tasks are stored with every status that they were said to have; each was claimed once."""
     for one in record.operations:
@@ -142,7 +186,10 @@ def _tasks_there(record: Record, state: State) -> Iterable[str]:
     for task_id, operations in record.by_task.items():
         task = state.tasks.get(task_id)
         if task is None:
-            continue  # with its session: see above
+            continue  # deleted, alone or with its session: see above
+        for one in operations:
+            if one.well and one.method == "DELETE":
+                yield f"{one} was acknowledged, and the task is still there"
         at = Counter((event["to"], _text(event["at"])) for event in task["events"])
         said = Counter(
             (one.body["status"], one.answer["updated_at"])
@@ -167,7 +214,7 @@ def _overtaken(record: Record, _: State) -> Iterable[str]:
                 continue
             if over is not None and one.asked > over and kind != "recover":
                 shown = one.answer.get("status") if isinstance(one.answer, dict) else None
-                if kind in {"heartbeat", "mark-stalled", "GET", "PATCH"} and shown in LIVE:
+                if kind in {"heartbeat", "mark-stalled", "PATCH"} and shown in LIVE:
                     yield f"{one} was answered with {shown} after the end of the session was acknowledged"
             if fenced is not None and one.asked > fenced and kind == "heartbeat":
                 yield f"{one} was acknowledged after the session had been fenced off"
@@ -189,7 +236,8 @@ def _forwards(record: Record, _: State) -> Iterable[str]:
         shown = [
             (one, one.answer["last_heartbeat"])
             for _, one in operations
-            if one.well and isinstance(one.answer, dict) and one.answer.get("session_id") == session_id
+            if one.well and one.method != "GET"
+            if isinstance(one.answer, dict) and one.answer.get("session_id") == session_id
             if "last_heartbeat" in one.answer
         ]
         for one, beat in shown:
@@ -205,7 +253,7 @@ def _ends(kind: str, one: Operation) -> float | None:
     if kind in {"recover", "DELETE"}:
         return one.answered
     shown = one.answer.get("status") if isinstance(one.answer, dict) else None
-    return one.answered if kind in {"GET", "PATCH", "mark-failed", "archive"} and shown in ENDED else None
+    return one.answered if kind in {"PATCH", "mark-failed", "archive"} and shown in ENDED else None
 
 
 def _fences(kind: str, one: Operation) -> float | None:

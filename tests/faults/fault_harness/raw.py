@@ -1,7 +1,7 @@
 """Callers of plain HTTP who meddle in one small world: `raw.py URL KEY SEED CALLERS PAUSE WORLD AIM`.
 
-Each does at random whatever the API allows, to the same few projects, machines and sessions as all others,
-so that nearly everything collides with something; AIM says what they mostly do. They remember nothing: who
+Each does at random what ACTIONS lists, to the same few projects, machines and sessions as all others, so that
+nearly everything collides with something; AIM says what they mostly do. They remember nothing: who
 started again reads the lists. They end at SIGTERM. Nothing is written down here; the harness listens in on
 the wire.
 """
@@ -145,6 +145,10 @@ class Caller:
         if session is not None:
             await self._send("DELETE", f"/api/sessions/{session['session_id']}")
 
+    async def archive(self) -> None:
+        """Archive a session; one that has not ended is refused."""
+        await self.act("archive")
+
     async def add_task(self) -> None:
         """Give a session a task."""
         session = self._session()
@@ -170,6 +174,12 @@ class Caller:
         path = f"/api/tasks/{task['task_id']}"
         await asyncio.gather(*(self._send("PATCH", path, body) for _ in range(times)))
 
+    async def delete_task(self) -> None:
+        """Delete a task that a caller has made; what a recovery has made stays, to be looked for."""
+        task = self._task()
+        if task is not None:
+            await self._send("DELETE", f"/api/tasks/{task['task_id']}")
+
     async def register(self) -> None:
         """Register one of the machines; the last one never is."""
         number = self._rng.randrange(3)
@@ -180,6 +190,14 @@ class Caller:
     async def beat_machine(self) -> None:
         """A machine's heartbeat."""
         await self._send("POST", f"/api/machines/{self._world.machine(self._rng)}/heartbeat")
+
+    async def set_machine(self) -> None:
+        """Change a machine; now and then it goes into maintenance, and takes no sessions for a while."""
+        rng = self._rng
+        body = self._marked() or {"status": rng.choice(("online", "online", "online", "maintenance"))}
+        if rng.random() < 0.3:
+            body["docker_slots"] = rng.choice(([0, 1], [0, 1, 2]))
+        await self._send("PATCH", f"/api/machines/{self._world.machine(rng)}", body)
 
     async def read(self) -> None:
         """Read the newest sessions, and know them."""
@@ -204,10 +222,13 @@ ACTIONS: Actions = {
     Caller.recover: 12,
     Caller.set_status: 6,
     Caller.delete: 3,
+    Caller.archive: 2,
     Caller.add_task: 12,
     Caller.set_task: 16,
+    Caller.delete_task: 2,
     Caller.register: 3,
     Caller.beat_machine: 2,
+    Caller.set_machine: 2,
     Caller.read: 4,
     Caller.scan: 1,
 }

@@ -106,7 +106,8 @@ def _successors(state: State) -> Iterable[str]:
         if original["status"] != "completed":
             yield f"session {original_id} was recovered and is {original['status']}: two owners"
     for one in state.sessions.values():
-        if one.get("recovered_by") and one["status"] != "completed":
+        heir = one.get("recovered_by")
+        if heir and heir not in state.sessions and one["status"] != "completed":
             yield f"session {one['session_id']} names a successor and is {one['status']}"
         if (one["status"] in ENDED) != (one.get("completed_at") is not None):
             yield f"session {one['session_id']} is {one['status']}, completed_at {one.get('completed_at')}"
@@ -132,6 +133,9 @@ def _tasks(state: State) -> Iterable[str]:
         if carried and session.get("recovered_by") in state.sessions and carried not in state.tasks:
             yield f"task {task['task_id']} is said to be carried to {carried}, which is not there"
     for one in state.sessions.values():
+        current = state.tasks.get(one.get("current_task_id") or "")
+        if one["status"] in LIVE and current is not None and current["status"] in {"completed", "failed"}:
+            yield f"session {one['session_id']} is at task {current['task_id']}, which is {current['status']}"
         if one.get("recovered_by") in state.sessions:
             for task in state.tasks_of(one["session_id"]):
                 if task["status"] == "in_progress":
