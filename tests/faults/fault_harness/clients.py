@@ -82,14 +82,15 @@ class Clients:
             self._urls[client] = f"http://127.0.0.1:{port}"
         return self._urls[client]
 
-    def _environment(self, client: str, home: Path, **more: str) -> dict[str, str]:
+    def environment(self, client: str, home: Path, **more: str) -> dict[str, str]:
+        """What a process of this client is started with; its wall clock is right until `set_clock`."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("CLAUDE_PROJECTS_")}
         clock_file = self.clock_file(client)
         clock_file.write_text("+0")
         return {
             **kept,
             "HOME": str(home),
-            "PYTHONPATH": str(HERE.parent),
+            "PYTHONPATH": f"{HERE / 'at_start'}{os.pathsep}{HERE.parent}",
             "PYTHONUNBUFFERED": "1",
             "LD_PRELOAD": str(FAKETIME),
             "FAKETIME_TIMESTAMP_FILE": str(clock_file),
@@ -122,7 +123,7 @@ class Clients:
                 command = [sys.executable, HERE / "raw.py", url, self._cluster.key]
                 command += [f"{self._seed}/{starts}", str(callers), str(pause), self._world, aim]
                 proc = Proc(
-                    name, command, self._environment(name, home), self._directory / f"{name}.log", home
+                    name, command, self.environment(name, home), self._directory / f"{name}.log", home
                 )
                 proc.start()
                 self._cluster.clients[name] = proc
@@ -300,7 +301,7 @@ class Clients:
         self, work: Work, client: str, command: list[str | Path], machine: str, **more: str
     ) -> tuple[Proc, Attempt]:
         name = f"{client}#{len(work.attempts)}"
-        environment = self._environment(
+        environment = self.environment(
             client,
             work.home,
             FAULTS_ATTEMPT=name,
