@@ -74,7 +74,7 @@ class Shape:
 
 
 SHORT = Shape(seconds=12, items=8, sdk=("async",))
-"""For `make test`."""
+"""For `make test`; of the SDK, without the synchronous one."""
 
 
 def hunt(mutant: str) -> Shape:
