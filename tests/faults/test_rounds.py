@@ -65,7 +65,16 @@ async def test_what_was_acknowledged_holds_and_every_orchestration_ends(
     outcome = await play(cluster, SEED, SHORT, tmp_path / "round")
     assert not outcome.wrong, outcome.summary()
     figures = outcome.figures
-    assert {fault.what for fault in outcome.begun} == WHATS
+    assert {"kill", "suspend"} <= {fault.what for fault in outcome.begun}
+    # Between two elections nobody is the primary, and what is meant for it does not happen.
+    always_there = [
+        fault
+        for fault in outcome.faults
+        if fault.what not in {"kill", "suspend"}
+        and not {"primary", "secondary"} & {fault.target, fault.source}
+    ]
+    assert set(always_there) <= set(outcome.begun)
+    assert len({fault.what for fault in always_there}) > 4
     assert figures["snapshots"] > 10
     assert figures["answers"]["2xx"] > 50
     assert figures["recoveries"] > 0
