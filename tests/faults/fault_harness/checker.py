@@ -15,15 +15,13 @@ from math import inf
 
 from fault_harness.clients import Work
 from fault_harness.history import Json, Operation
-from fault_harness.owners import Contacts, two_owners
+from fault_harness.owners import SLACK_SECONDS, Contacts, two_owners
 from fault_harness.state import ENDED, LIVE, Document, State
 
 _SESSION = re.compile(r"/api/sessions/([0-9a-f-]{36})(?:/([a-z-]+))?$")
 _TASK = re.compile(r"/api/tasks/([0-9a-f-]{36})$")
 _MACHINE = re.compile(r"/api/machines/([^/]+)$")
 _CONFLICT = 409
-_SLACK = 0.02
-"""Effects are written with two decimals."""
 _REFUSED_WELL = {400, 404, 409, 503, 504}
 
 
@@ -326,7 +324,7 @@ def _repetitions(
                 f"{work.project}: {attempt} began {name} at {at:.2f} for session {session_id}, "
                 f"though it was completed in {sorted(before)}, from which that session goes on"
             )
-        if what == "begin" and at > known.get((name, session_id), inf) + _SLACK:
+        if what == "begin" and at > known.get((name, session_id), inf) + SLACK_SECONDS:
             yield (
                 f"{work.project}: {attempt} began {name} at {at:.2f} for session {session_id}, "
                 f"though it was acknowledged as completed there at {known[name, session_id]:.2f}"

@@ -18,7 +18,7 @@ from fault_harness.history import Operation
 
 THRESHOLD = 3.0
 """Seconds of silence until a session is stalled."""
-_SLACK = 0.02
+SLACK_SECONDS = 0.02
 """Effects are written with two decimals."""
 _PATIENCE = 5.0
 """An answer that took longer may be one that its process no longer waited for."""
@@ -90,8 +90,8 @@ def at_once(pieces: list[Piece]) -> list[tuple[Piece, Piece]]:
         (one, other)
         for one, other in combinations(pieces, 2)
         if one.attempt != other.attempt
-        and one.end >= other.begin + _SLACK
-        and other.end >= one.begin + _SLACK
+        and one.end >= other.begin + SLACK_SECONDS
+        and other.end >= one.begin + SLACK_SECONDS
     ]
 
 

@@ -210,8 +210,9 @@ async def play(cluster: Cluster, seed: int, shape: Shape, directory: Path) -> Ou
     called = loop.time()
     in_server = shape.mutant if shape.mutant in MUTANTS else "none"
     in_extension = EXTENSION_MUTANTS.get(shape.mutant)
-    await cluster.start_servers(shape.servers, database, in_server, shape.cool_down, directory)
+    # First, as it may fail where nothing is installed for it: then no server is left behind.
     window = await asyncio.to_thread(bundle, directory / "extension", in_extension)
+    await cluster.start_servers(shape.servers, database, in_server, shape.cool_down, directory)
     async with cluster.watching_client() as client, Clients(cluster, directory, seed, f"w{seed}") as clients:
         for number in range(shape.raw):
             await clients.add_raw(f"raw-{number}", shape.callers, shape.pause, shape.aim)
@@ -252,9 +253,10 @@ async def play(cluster: Cluster, seed: int, shape: Shape, directory: Path) -> Ou
     record.close()
     operations = history.operations(history.read(record.path))
     outcome.wrong += await asyncio.to_thread(_judge, operations, state, clients, watcher)
-    attempts = Counter[str]()
+    attempts, overlaps = Counter[str](), Counter[str]()
     for work in clients.works:
         attempts[work.kind] += len(work.attempts)
+        overlaps[work.kind] += len(at_once(pieces_of(work.effects())))
     outcome.figures = {
         "requests": len(operations),
         "answers": dict(sorted(Counter(_outcome(one.status) for one in operations).items())),
@@ -264,10 +266,7 @@ async def play(cluster: Cluster, seed: int, shape: Shape, directory: Path) -> Ou
         "tasks": len(state.tasks),
         "done": sum(work.done for work in clients.works),
         "attempts": dict(attempts),
-        "at_once": {
-            work.kind: count for work in clients.works if (count := len(at_once(pieces_of(work.effects()))))
-        }
-        or 0,
+        "at_once": dict(+overlaps) or 0,
         "start_s": round(began - called, 1),
         "faults_s": round(peace - began, 1),
         "settled_s": round(settled - peace, 1),
