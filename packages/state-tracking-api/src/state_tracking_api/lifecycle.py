@@ -164,6 +164,6 @@ def pushed(happened: Document) -> Document:
 
 
 def appended(happened: Document) -> Document:
-    """The value of `events` with the event, as an expression of an update pipeline."""
+    """The value of `events` with the event, both as expressions of an update pipeline."""
     before: Document = {"$ifNull": ["$events", []]}
     return {"$slice": [{"$concatArrays": [before, [happened]]}, -EVENTS_KEPT]}

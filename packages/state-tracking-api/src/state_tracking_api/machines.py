@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -55,10 +55,11 @@ async def register(
         machine = await storage.machines.find_one({"machine_id": identifier}, session=txn)
         if machine is not None and machine["hostname"] != hostname:
             raise Conflict(f"Machine {identifier} is registered with hostname {machine['hostname']}")
-        await _check_slots(storage, txn, identifier, docker_slots)
+        present = await _sessions_on(storage, txn, identifier)
+        _check_slots(identifier, present, docker_slots)
         fields: Document = {
             "docker_slots": list(docker_slots),
-            "active_sessions": await _sessions_on(storage, txn, identifier),
+            "active_sessions": _ids(present),
             "last_heartbeat": stamp.now,
             "updated_at": stamp.now,
         }
@@ -120,7 +121,7 @@ async def patch(
         if status is not None:
             fields["status"] = str(status)
         if docker_slots is not None:
-            await _check_slots(storage, txn, machine_id, docker_slots)
+            _check_slots(machine_id, await _sessions_on(storage, txn, machine_id), docker_slots)
             fields["docker_slots"] = list(docker_slots)
         if patch:
             fields["metadata"] = metadata.merged_into(machine, patch)
@@ -137,7 +138,7 @@ async def heartbeat(storage: Storage, machine_id: str, stamp: Stamp, *, patch: J
         fields: Document = {
             "last_heartbeat": stamp.now,
             "updated_at": stamp.now,
-            "active_sessions": await _sessions_on(storage, txn, machine_id),
+            "active_sessions": _ids(await _sessions_on(storage, txn, machine_id)),
         }
         if machine["status"] == MachineStatus.OFFLINE:
             fields["status"] = str(MachineStatus.ONLINE)
@@ -155,7 +156,7 @@ async def sync(storage: Storage, machine_id: str, stamp: Stamp) -> None:
         machine = await storage.machines.find_one({"machine_id": machine_id}, session=txn)
         if machine is None:
             return
-        present = await _sessions_on(storage, txn, machine_id)
+        present = _ids(await _sessions_on(storage, txn, machine_id))
         if set(present) != set(machine["active_sessions"]):
             await _write(
                 storage, txn, machine_id, {"$set": {"active_sessions": present, "updated_at": stamp.now}}
@@ -169,7 +170,7 @@ async def delete(storage: Storage, machine_id: str, stamp: Stamp) -> None:
 
     async def work(txn: Transaction) -> None:
         await get(storage, machine_id, txn)
-        present = await _sessions_on(storage, txn, machine_id)
+        present = _ids(await _sessions_on(storage, txn, machine_id))
         if present:
             raise Conflict(f"Machine {machine_id} has live sessions: {', '.join(present[:5])}")
         # From here on it is an unregistered machine: what joins it now locks what we lock.
@@ -192,22 +193,24 @@ async def _write(storage: Storage, txn: Transaction, machine_id: str, update: Do
     return changed
 
 
-async def _sessions_on(storage: Storage, txn: Transaction, machine_id: str) -> list[str]:
-    found = storage.sessions.find(transitions.on_machine(machine_id), {"session_id": 1}, session=txn)
-    return [session["session_id"] async for session in found.sort("created_at", 1)]
+async def _sessions_on(storage: Storage, txn: Transaction, machine_id: str) -> list[Document]:
+    """The live sessions of a machine, oldest first, with their ids and slots."""
+    fields = {"session_id": 1, "docker_slot": 1}
+    found = storage.sessions.find(transitions.on_machine(machine_id), fields, session=txn)
+    return await found.sort("created_at", 1).to_list()
 
 
-async def _check_slots(
-    storage: Storage, txn: Transaction, machine_id: str, docker_slots: Sequence[int]
-) -> None:
-    taken = {
-        **transitions.on_machine(machine_id),
-        "docker_slot": {"$gte": 0, "$nin": list(docker_slots)},
-    }
-    holder = await storage.sessions.find_one(taken, session=txn)
-    if holder is not None:
-        raise Conflict(
-            f"Docker slot {holder['docker_slot']} of machine {machine_id} is in use by session "
-            f"{holder['session_id']}; keep it among docker_slots until that session has ended",
-            extra={"existing_session_id": holder["session_id"]},
-        )
+def _ids(present: Iterable[Document]) -> list[str]:
+    return [session["session_id"] for session in present]
+
+
+def _check_slots(machine_id: str, present: Iterable[Document], docker_slots: Sequence[int]) -> None:
+    """Raise Conflict where one of the sessions holds a slot that is not among the slots."""
+    for holder in present:
+        slot = holder.get("docker_slot")
+        if slot is not None and slot not in docker_slots:
+            raise Conflict(
+                f"Docker slot {slot} of machine {machine_id} is in use by session "
+                f"{holder['session_id']}; keep it among docker_slots until that session has ended",
+                extra={"existing_session_id": holder["session_id"]},
+            )

@@ -31,9 +31,13 @@ from state_tracking_api.storage import Storage, Transaction
 _UNAVAILABLE = (MachineStatus.OFFLINE, MachineStatus.MAINTENANCE)
 
 
-async def state(storage: Storage, session_id: str, txn: Transaction | None = None) -> Json:
+async def state(storage: Storage, session_id: str) -> Json:
     """What a successor needs to go on (PRD 3.3); tasks in the order in which they were created."""
-    session = await sessions.get(storage, session_id, txn)
+    return await _state(storage, await sessions.get(storage, session_id))
+
+
+async def _state(storage: Storage, session: Document, txn: Transaction | None = None) -> Json:
+    session_id = session["session_id"]
     found = storage.tasks.find({"session_id": session_id}, WITHOUT_EVENTS, session=txn)
     by_status: dict[str, list[Document]] = {status: [] for status in TaskStatus}
     async for task in found.sort([("created_at", 1), ("task_id", 1)]):
@@ -69,12 +73,15 @@ async def prepare(storage: Storage, session_id: str, stamp: Stamp, *, clear_mach
         if clear_machine_assignment and holds_its_machine(session):
             await transitions.leave_machine(storage, txn, session, stamp.now)
             fields |= {"fenced": True, "docker_slot": None}
-        await storage.sessions.update_one(
+        changed = await storage.sessions.find_one_and_update(
             {"session_id": session_id, "status": session["status"]},
             {"$set": fields, "$inc": {"revision": 1}},
+            projection=WITHOUT_EVENTS,
+            return_document=ReturnDocument.AFTER,
             session=txn,
         )
-        return await state(storage, session_id, txn)
+        assert changed is not None, "the transaction's snapshot had this session in this status"  # noqa: S101
+        return await _state(storage, changed, txn)
 
     prepared = await storage.transaction(work, session_id)
     log.get().info(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
@@ -18,6 +19,7 @@ from state_tracking_api.lifecycle import (
     Document,
     Stamp,
     TaskStatus,
+    appended,
     event,
     is_fenced,
     is_live,
@@ -220,7 +222,7 @@ def _entering(task: Document, to: TaskStatus, stamp: Stamp, error_message: str |
     return fields
 
 
-async def _follow(storage: Storage, txn: Transaction, task: Document, to: TaskStatus, now: Any) -> None:
+async def _follow(storage: Storage, txn: Transaction, task: Document, to: TaskStatus, now: datetime) -> None:
     """Let the session's current task follow the status of one of its tasks.
 
     The session is written in any case: that makes this conflict with whatever ends or recovers it.
@@ -235,20 +237,8 @@ async def _follow(storage: Storage, txn: Transaction, task: Document, to: TaskSt
             session=txn,
         )
     else:
-        none: list[str] = []
-        left = {"$concatArrays": [{"$ifNull": ["$left_tasks", none]}, [task["task_id"]]]}
-        is_current = {"$eq": ["$current_task_id", task["task_id"]]}
-        cleared = [
-            {
-                "$set": {
-                    "current_task_id": {"$cond": [is_current, None, "$current_task_id"]},
-                    "updated_at": {"$cond": [is_current, now, "$updated_at"]},
-                    "left_tasks": {"$slice": [left, -_LEFT_TASKS_KEPT]},
-                    "revision": {"$add": [{"$ifNull": ["$revision", 0]}, 1]},
-                }
-            }
-        ]
-        followed = await storage.sessions.update_one(condition, cleared, session=txn)
+        left = [{"$set": _without_current(task["task_id"], now)}]
+        followed = await storage.sessions.update_one(condition, left, session=txn)
     if followed.matched_count:
         return
     session = await storage.sessions.find_one({"session_id": task["session_id"]}, WITHOUT_EVENTS, session=txn)
@@ -259,6 +249,19 @@ async def _follow(storage: Storage, txn: Transaction, task: Document, to: TaskSt
     )
 
 
+def _without_current(task_id: str, now: datetime) -> Document:
+    """What a session becomes when a task of it is left, as expressions of an update pipeline."""
+    none: list[str] = []
+    left = {"$concatArrays": [{"$ifNull": ["$left_tasks", none]}, [task_id]]}
+    is_current = {"$eq": ["$current_task_id", task_id]}
+    return {
+        "current_task_id": {"$cond": [is_current, None, "$current_task_id"]},
+        "updated_at": {"$cond": [is_current, now, "$updated_at"]},
+        "left_tasks": {"$slice": [left, -_LEFT_TASKS_KEPT]},
+        "revision": {"$add": [{"$ifNull": ["$revision", 0]}, 1]},
+    }
+
+
 async def delete(storage: Storage, task_id: str, stamp: Stamp) -> None:
     """Delete a task; where it is its session's current one, that is cleared with it. Raises NotFound."""
 
@@ -267,21 +270,9 @@ async def delete(storage: Storage, task_id: str, stamp: Stamp) -> None:
         if task is not None:
             happened = event(stamp, task["status"], "deleted", None)
             happened |= {"task_id": task_id, "task_name": task["task_name"]}
+            left = {**_without_current(task_id, stamp.now), "events": appended({"$literal": happened})}
             await storage.sessions.update_one(
-                {"session_id": task["session_id"]},
-                {
-                    "$push": {
-                        "events": pushed(happened),
-                        "left_tasks": {"$each": [task_id], "$slice": -_LEFT_TASKS_KEPT},
-                    },
-                    "$inc": {"revision": 1},
-                },
-                session=txn,
-            )
-            await storage.sessions.update_one(
-                {"session_id": task["session_id"], "current_task_id": task_id},
-                {"$set": {"current_task_id": None, "updated_at": stamp.now}},
-                session=txn,
+                {"session_id": task["session_id"]}, [{"$set": left}], session=txn
             )
         return task
 

@@ -227,11 +227,11 @@ TRANSACTIONS = {
     "`mark-stalled`": Row(_on_session(sessions.mark_stalled), "find sessions, findAndModify sessions"),
     "`prepare-recovery`": Row(
         _on_session(recovery.prepare, "stalled", clear_machine_assignment=False),
-        "find sessions, update sessions, find sessions, find tasks",
+        "find sessions, findAndModify sessions, find tasks",
     ),
     "`prepare-recovery` that clears the assignment": Row(
         _on_session(recovery.prepare, "stalled", clear_machine_assignment=True),
-        "find sessions, update machines, update sessions, find sessions, find tasks",
+        "find sessions, update machines, findAndModify sessions, find tasks",
         LEAVES,
     ),
     "`recover` of a session with tasks, however many": Row(
@@ -249,14 +249,14 @@ TRANSACTIONS = {
     "create a task": Row(_creating_a_task, "update sessions, insert tasks"),
     "task to any status": Row(_task_to("blocked"), "find tasks, update sessions, findAndModify tasks"),
     "metadata of a task": Row(_patching_a_task, "find tasks, findAndModify tasks"),
-    "delete a task": Row(_deleting_a_task, "findAndModify tasks, update sessions, update sessions"),
+    "delete a task": Row(_deleting_a_task, "findAndModify tasks, update sessions"),
     "register a machine": Row(
         _registering,
-        "find machines, find sessions, find sessions, update machine_locks, insert machines",
+        "find machines, find sessions, update machine_locks, insert machines",
         None,
     ),
     "register it again": Row(
-        _registering_again, "find machines, find sessions, find sessions, findAndModify machines", None
+        _registering_again, "find machines, find sessions, findAndModify machines", None
     ),
     "heartbeat of a machine": Row(
         _on_machine(machines.heartbeat, patch=None),

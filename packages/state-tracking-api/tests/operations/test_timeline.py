@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import pytest
+
 from api_harness.api import Api, Json, ago, expect, expect_error, moment, unique, uuid4
 from api_harness.server import run
 from api_harness.servers import Documents, Servers
@@ -120,12 +122,13 @@ def test_heartbeats_are_remembered_but_are_no_transitions(api: Api) -> None:
     assert told["total"] == 1
 
 
-def test_a_deleted_task_stays_in_its_sessions_timeline(api: Api) -> None:
+@pytest.mark.parametrize("name", ["short-lived", "$status", "$$ROOT"])
+def test_a_deleted_task_stays_in_its_sessions_timeline(api: Api, name: str) -> None:
     session = api.session()
-    task = api.task(session, task_name="short-lived")
+    task = api.task(session, task_name=name)
     expect(api.delete(f"/api/tasks/{task['task_id']}"), 204)
     last = events_of(api, session)["events"][-1]
-    assert (last["task_name"], last["from"], last["to"]) == ("short-lived", "pending", "deleted")
+    assert (last["task_name"], last["from"], last["to"]) == (name, "pending", "deleted")
 
 
 def test_a_timeline_is_read_in_parts(api: Api) -> None:
