@@ -293,9 +293,12 @@ class Handover:
         if session.recovered_from is not None and session.recovered_from == self._attempted:
             return (yield from self._settle_in(session))  # made by an earlier attempt whose answer was lost
         yield from self._must_be_free(session, explicit=explicit)
-        try:
-            if session.status in {"active", "paused"}:
+        if session.status in {"active", "paused"}:
+            try:
                 yield from perform(calls.mark_stalled(session.session_id), _RETRY)
+            except ConflictError as error:  # it has ended since we looked: look again
+                raise _OvertakenError from error
+        try:
             recovery = yield from perform(
                 calls.recover(
                     session.session_id,

@@ -259,7 +259,7 @@ class Runner:
         self, child: Child, item: Item, handle: TrackedTask, logs: tuple[Path, Path]
     ) -> tuple[Ended, str | None]:
         """Wait for the command; also why it was ended, where its time had run out."""
-        began = time.monotonic()
+        began: float | None = None  # the guard may need its time to start the command
         limit = item.definition.timeout_seconds if item.definition else None
         kill_at: float | None = None
         timed_out: str | None = None
@@ -267,22 +267,27 @@ class Runner:
         while True:
             self._sleep(child.answers)
             self._look_around()
+            # Those that came before the look at the command: what had ended by then, had ended before them.
+            asked = [*self._signals]
             ended = child.ended()
             if ended is not None:
                 if self._signals and not (ended.well and kill_at is None):
                     raise _StoppedError(handle)
                 return ended, timed_out  # what had ended well before the signal is done
             child.tick()
-            self._alive(item, time.monotonic() - began, silence.seconds())
             now = time.monotonic()
-            if kill_at is None and self._signals:
-                (child.interrupt if self._signals[0] == signal.SIGINT else child.terminate)()
+            if began is None and child.pid is not None:
+                began = now
+            seconds = 0.0 if began is None else now - began
+            self._alive(item, seconds, silence.seconds())
+            if kill_at is None and asked:
+                (child.interrupt if asked[0] == signal.SIGINT else child.terminate)()
                 kill_at = now + self._pace.grace
-            elif kill_at is None and limit is not None and now - began > limit:
+            elif kill_at is None and limit is not None and seconds > limit:
                 timed_out = f"timed out after {limit:g} s"
                 child.terminate()
                 kill_at = now + self._pace.grace
-            elif kill_at is not None and (now > kill_at or len(self._signals) > 1):
+            elif kill_at is not None and (now > kill_at or len(asked) > 1):
                 child.kill()
 
     # How it ends

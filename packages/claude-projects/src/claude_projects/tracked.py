@@ -71,16 +71,11 @@ class _Tracked:
         pulse: Callable[[], Metadata | None] | None = None,
         stalled_after: float | None = None,
     ) -> None:
-        listener = listener or Listener()
-
-        def lost(error: SessionLostError) -> None:
-            self._has_lost()
-            listener.lost(error)
-
         self._tracking = Tracking(
             opening,
             interval=heartbeat_interval,
-            listener=Listener(lost, listener.away, listener.back, listener.problem),
+            listener=listener or Listener(),
+            lost=self._has_lost,
             pulse=pulse or (lambda: None),
             stalled_after=stalled_after,
         )

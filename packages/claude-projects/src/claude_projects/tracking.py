@@ -116,12 +116,14 @@ class Tracking:
         *,
         interval: float,
         listener: Listener,
+        lost: Callable[[], object],
         pulse: Callable[[], Metadata | None],
         stalled_after: float | None,
     ) -> None:
         self._opening = opening
         self._interval = interval
         self._listener = listener
+        self._has_lost = lost
         self._pulse = pulse
         self._stalled_after = stalled_after
         self._lock = threading.Lock()
@@ -424,6 +426,7 @@ class Tracking:
             waiting, asked = list(self._outbox), self._confirmations
             self._outbox.clear()
             self._confirmations = []
+        self._has_lost()  # before anybody who waits is told of it
         for future in [self.opened, *asked, *(report.told for report in waiting)]:
             _fail(future, error)
         self._tell(self._listener.lost, error)

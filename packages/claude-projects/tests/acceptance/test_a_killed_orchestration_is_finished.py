@@ -3,11 +3,10 @@
 import signal
 from collections.abc import Callable
 
-import psutil
-
 from claude_projects import Client
 from claude_projects.exits import Exit
 from client_harness.command import Machine
+from client_harness.processes import is_held, lives
 from client_harness.server import KEY, Server
 from client_harness.waiting import until
 
@@ -47,7 +46,7 @@ def test_a_run_killed_in_its_second_task_is_listed_as_stalled_and_finished_by_an
 
     run.signal(signal.SIGKILL)
     assert run.finish().code == -signal.SIGKILL
-    until(lambda: not any(_alive(child) for child in children), "the command to die with its run")
+    until(lambda: not any(map(lives, children)), "the command to die with its run")
 
     def stalled() -> list[str]:
         listed = there.do("sessions", "stalled", "--json").json()["stalled_sessions"]
@@ -104,7 +103,7 @@ def test_a_process_that_wakes_after_it_was_replaced_stops_itself_and_its_command
     guard = next(child for child in run.children() if "guard.py" in " ".join(child.cmdline()))
 
     run.signal(signal.SIGSTOP)
-    until(lambda: command.status() == psutil.STATUS_STOPPED, "the guard to hold the command of a frozen run")
+    until(lambda: is_held(command), "the guard to hold the command of a frozen run")
 
     with Client(nervous.url, KEY) as client:
         (session,) = client.list_sessions(project_id=project).items
@@ -121,8 +120,8 @@ def test_a_process_that_wakes_after_it_was_replaced_stops_itself_and_its_command
         successor = client.get_session(session.session_id).recovered_by
         assert successor is not None
         assert successor in woken.err
-        assert not _alive(command)
-        until(lambda: not _alive(guard), "the guard to end")
+        assert not lives(command)
+        until(lambda: not lives(guard), "the guard to end")
         assert here.effects("work") == work_done, "not one piece of work after it was replaced"
         assert here.effects() == ["first", "begins"]
 
@@ -132,10 +131,3 @@ def test_a_process_that_wakes_after_it_was_replaced_stops_itself_and_its_command
             ("second", "failed"),
             ("third", "pending"),
         ], "as the recovery left them"
-
-
-def _alive(process: psutil.Process) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE and process.is_running()
-    except psutil.NoSuchProcess:
-        return False

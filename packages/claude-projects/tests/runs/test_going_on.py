@@ -6,8 +6,14 @@ from collections.abc import Callable
 import pytest
 
 from claude_projects import Client, calls
+from claude_projects.errors import NothingLeftError
+from claude_projects.exchange import Outcome, Request, Steps
 from claude_projects.exits import Exit
+from claude_projects.handover import Handover, Worker
+from claude_projects.journal import Journals
+from claude_projects.process import Process
 from client_harness.command import Machine
+from client_harness.processes import lives
 from client_harness.server import KEY, Server
 from client_harness.waiting import until
 from client_harness.wire import Wire
@@ -38,9 +44,7 @@ def kill_in_second_task(machine: Machine, plan: str) -> None:
     children = run.children()
     run.signal(signal.SIGKILL)
     run.finish()
-    until(
-        lambda: not any(child.is_running() and child.status() != "zombie" for child in children), "no child"
-    )
+    until(lambda: not any(map(lives, children)), "no child")
     machine.work.joinpath("go").touch()
 
 
@@ -196,6 +200,29 @@ def test_of_two_that_resume_the_same_session_at_the_same_moment_one_works(
     ]
     assert sorted(rivals[0].effects() + rivals[1].effects()) == sorted(["two-begins", "two-ends", "three"])
     assert len(client.list_sessions(project_id=project).items) == 2
+
+
+def test_a_session_that_ends_while_it_is_taken_over_is_looked_at_again(
+    server: Server, client: Client, machines: Machines, project: str
+) -> None:
+    machine = machines(server.url)
+    kill_in_second_task(machine, machine.plan(three_tasks(project)))
+    (session,) = client.list_sessions(project_id=project).items
+    worker = Worker(Process.current(), machine.machine_id)
+    journals = Journals(machine.home / "state")
+    handover = Handover(worker, None, run_id="later", journals=journals, note=print)
+
+    def with_an_end_in_between() -> Steps[object]:
+        steps = handover.resume(session.session_id)
+        outcome: Outcome = None
+        while True:
+            step = steps.send(outcome)
+            if isinstance(step, Request) and step.path.endswith("/mark-stalled"):
+                client.update_session(session.session_id, status="completed")
+            outcome = yield step
+
+    with pytest.raises(NothingLeftError):
+        client.drive(with_an_end_in_between())
 
 
 def test_a_chain_of_crashes_on_three_machines_loses_nothing_and_repeats_only_what_was_interrupted(

@@ -18,6 +18,7 @@ import pytest
 from claude_projects import Client
 from claude_projects.exits import Exit
 from client_harness.command import Machine
+from client_harness.processes import lives
 from client_harness.server import Server
 from client_harness.waiting import until
 
@@ -85,9 +86,9 @@ def test_a_timeout_ends_the_command_with_everything_that_it_has_started(
 ) -> None:
     machine = machines(server.url)
     family = "sh -c 'echo $$ >> pids; sleep 1000' & echo $$ >> pids; wait"
-    run = machine.do("run", machine.plan(plan(project, family, more="timeout_seconds = 1\n")))
+    run = machine.do("run", machine.plan(plan(project, family, more="timeout_seconds = 3\n")))
     assert run.code == Exit.TASK_FAILED
-    assert tasks_of(client, project)["a"] == ("failed", "timed out after 1 s")
+    assert tasks_of(client, project)["a"] == ("failed", "timed out after 3 s")
     pids = [int(pid) for pid in machine.effects("pids")]
     assert len(pids) == 2
     until(lambda: not any(psutil.pid_exists(pid) for pid in pids), "the family to be gone")
@@ -226,7 +227,7 @@ def test_what_had_ended_well_before_the_interruption_is_not_done_again(
     children = run.children()
     run.signal(signal.SIGSTOP)
     machine.work.joinpath("go").touch()
-    until(lambda: all(has_ended(child) for child in children), "the command and its guard to have ended")
+    until(lambda: not any(map(lives, children)), "the command and its guard to have ended")
     run.signal(signal.SIGINT)
     run.signal(signal.SIGCONT)
     assert run.finish().code == Exit.INTERRUPTED
@@ -235,19 +236,12 @@ def test_what_had_ended_well_before_the_interruption_is_not_done_again(
     assert {task.task_name: task.status for task in tasks} == {"a": "completed", "b": "blocked"}
 
 
-def has_ended(process: psutil.Process) -> bool:
-    """Whether it is gone, or would be if its parent were not suspended."""
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
 def test_what_a_finished_command_leaves_running_is_ended_unless_it_left_the_group(
     server: Server, machines: Machines, project: str
 ) -> None:
     machine = machines(server.url)
-    leaves = "sleep 1000 & echo $! >> pids; setsid sleep 999 & echo $! >> daemons; sleep 0.2"
+    leaves = "sleep 1000 & echo $! >> pids; setsid sh -c 'echo $$ >> daemons; exec sleep 999' & "
+    leaves += "until [ -s daemons ]; do sleep 0.05; done"
     assert machine.do("run", machine.plan(plan(project, leaves))).code == Exit.OK
     until(lambda: not psutil.pid_exists(int(machine.effects("pids")[0])), "the background process to be gone")
     (daemon,) = map(int, machine.effects("daemons"))

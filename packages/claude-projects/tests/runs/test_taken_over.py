@@ -3,12 +3,12 @@
 import signal
 from collections.abc import Callable
 
-import psutil
 import pytest
 
 from claude_projects import BadRequestError, Client
 from claude_projects.exits import Exit
 from client_harness.command import Machine
+from client_harness.processes import is_held
 from client_harness.server import KEY, Server
 from client_harness.waiting import until
 from client_harness.wire import Fault, Wire
@@ -180,18 +180,6 @@ def test_a_run_whose_new_session_was_taken_for_silent_meanwhile_goes_on_with_it(
         assert machine.effects() == ["one", "begins", "ends", "three"]
     finally:
         wire.close()
-
-
-def is_held(shell: psutil.Process) -> bool:
-    """Whether a shell is suspended, or waits for a child that was before it could begin (vfork)."""
-    return any(map(is_suspended, [shell, *shell.children()]))
-
-
-def is_suspended(process: psutil.Process) -> bool:
-    try:
-        return process.status() == psutil.STATUS_STOPPED
-    except psutil.NoSuchProcess:  # a child of a moment
-        return False
 
 
 def test_a_guard_holds_its_command_while_the_run_is_suspended_and_lets_it_go_on_afterwards(

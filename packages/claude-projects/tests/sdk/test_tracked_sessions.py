@@ -114,9 +114,11 @@ def test_a_loss_is_told_by_event_by_callback_and_by_exception(client: Client, pr
         else:
             client.mark_stalled(session_id)
             client.prepare_recovery(session_id, clear_machine_assignment=True)
+        seen: list[bool] = []
+        session.ask().add_done_callback(lambda _: seen.append(session.lost_event.is_set()))
         with pytest.raises(SessionLostError):
             session.confirm()
-        assert session.lost_event.is_set()
+        assert seen == [True], "who waits is not told before the event is set"
         with pytest.raises(SessionLostError):
             session.add_task("work that must not be done")
     assert session.lost is not None

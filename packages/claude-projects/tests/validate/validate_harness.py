@@ -118,7 +118,7 @@ def _at_once(deployments: dict[str, Deployment], directory: Path) -> dict[str, V
                 "--load-sessions",
                 "10",
                 "--load-seconds",
-                "4",
+                "8",  # the ten connections and creations of the first moment are no twentieth of them all
                 "--load-interval",
                 "0.25",
                 "--delete-ended",
