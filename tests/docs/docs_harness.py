@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import textwrap
 import threading
@@ -12,6 +11,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from ports import free_port
 
 ROOT = Path(__file__).parents[2]
 KEY = "3b7e0c5a-64f1-4f0e-9a3c-8f3a5a1f9d21"
@@ -22,13 +23,6 @@ def blocks(page: str) -> list[str]:
     """The commands of a page that are to be run, in order."""
     text = (ROOT / page).read_text(encoding="utf-8")
     return [textwrap.dedent(found[1]) for found in _BLOCK.findall(text)]
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def until(look: Callable[[], bool], what: str, seconds: float = 90.0) -> None:

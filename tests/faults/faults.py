@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "packages/state-tracking-api/tests")]
+sys.path[:0] = [str(ROOT / part) for part in ("tests/faults", "tests", "packages/state-tracking-api/tests")]
 
 from fault_harness.cluster import Cluster
 from fault_harness.mutants import EXTENSION_MUTANTS, MUTANTS

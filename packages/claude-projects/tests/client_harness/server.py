@@ -2,23 +2,16 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import httpx
+from ports import free_port
 
 from client_harness.waiting import until
 
 KEY = "7f6c2f2e-6b0c-4a3e-9f57-1d2c3b4a5e6f"
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Server:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import httpx
+from ports import free_port
 
 Found = TypeVar("Found")
 
@@ -44,13 +44,6 @@ SETTINGS = (
     "CORS_ORIGINS",
     "SCHEDULER",
 )
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def clean_environment(settings: Mapping[str, str]) -> dict[str, str]:

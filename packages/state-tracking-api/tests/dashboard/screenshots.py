@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE.parent), str(HERE.parents[3] / "tests")]
 
 from playwright.async_api import Browser, FloatRect, Page, ViewportSize, async_playwright  # noqa: E402
 from pymongo import MongoClient  # noqa: E402
