@@ -39,9 +39,9 @@ check-infra: .sst/platform/.installed ## Types of the deployment's description a
 
 .PHONY: test-infra
 test-infra: check-infra .cache/infra/.installed ## The deployment's graph against the requirements and AWS's schemas
-	node --test --test-reporter=dot infra/testing/*.test.mjs
-	@node infra/testing/evaluate.mjs --example >.cache/infra/graph.json
-	cd infra/testing && $(CURDIR)/.cache/infra/bin/python -W error test_cloudformation.py <$(CURDIR)/.cache/infra/graph.json
+	nice node --test --test-reporter=dot infra/testing/*.test.mjs
+	@nice node infra/testing/evaluate.mjs --example >.cache/infra/graph.json
+	cd infra/testing && nice $(CURDIR)/.cache/infra/bin/python -W error test_cloudformation.py <$(CURDIR)/.cache/infra/graph.json
 
 .PHONY: lambda
 lambda: $(UV) ## Put the Lambda function's code together in .cache/lambda/bundle

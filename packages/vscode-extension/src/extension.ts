@@ -22,7 +22,7 @@ import { StatusBar } from "./views/statusBar.js";
 import { FleetTree } from "./views/tree.js";
 
 /** VS Code gives a closing extension host five seconds. */
-const SUSPEND_PATIENCE_MS = 2_000;
+const SUSPEND_PATIENCE_MS = 3_000;
 
 let running: Orchestrations | undefined;
 

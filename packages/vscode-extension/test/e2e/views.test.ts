@@ -209,12 +209,17 @@ test("an orchestration at work among those of others, in a dark and in a light t
   await until("the status bar says so", async () => /Release 2\.4\s+task 2\/4/.test((await window?.status()) ?? ""));
   await pictures(window, "running");
 
-  await window.treeRow("translations").click();
-  await window.page.keyboard.press("Shift+F10");
-  await window.page.getByRole("menuitem", { name: "Recover Session" }).waitFor();
+  const recover = window.page.getByRole("menuitem", { name: "Recover Session" });
+  // A tree that is filled again between the click and the key has nothing in focus.
+  await until("the menu is open", async () => {
+    await window?.treeRow("translations").click();
+    await window?.page.keyboard.press("Shift+F10");
+    await recover.waitFor({ timeout: 5_000 });
+    return true;
+  });
   await pictures(window, "menu");
   await window.page.keyboard.press("Escape");
-  await window.page.getByRole("menuitem", { name: "Recover Session" }).waitFor({ state: "detached" });
+  await recover.waitFor({ state: "detached" });
   await window.command("Claude Projects: Show Actions");
   await window.quickInput("Claude Projects");
   await pictures(window, "actions");

@@ -40,6 +40,10 @@ export class Gates {
 
   private lines(name: string): string[] {
     const path = join(this.folder, this.prefix + name);
-    return existsSync(path) ? readFileSync(path, "utf8").trim().split("\n") : [];
+    return existsSync(path)
+      ? readFileSync(path, "utf8")
+          .split("\n")
+          .filter((line) => line !== "")
+      : [];
   }
 }

@@ -55,10 +55,16 @@ export function open(name: string): void {
   writeFileSync(join(host.workspace, `open-${name}`), "");
 }
 
+/** What a shell has written into a file, which is empty for a moment. */
+function wholeNumber(path: string): number | undefined {
+  const written = readFileSync(path, "utf8");
+  return written === "" ? undefined : Number(written);
+}
+
 /** The process of a task that has just begun. */
 export async function begun(name: string): Promise<number> {
   const path = join(host.workspace, `begun-${name}`);
-  const pid = await until(`${name} has begun`, () => existsSync(path) && Number(readFileSync(path, "utf8")));
+  const pid = await until(`${name} has begun`, () => existsSync(path) && wholeNumber(path));
   rmSync(path);
   return pid;
 }

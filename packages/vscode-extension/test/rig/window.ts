@@ -6,6 +6,9 @@ import { until } from "./until.js";
 /** Before the palette is tried again. */
 const PALETTE_PATIENCE_MS = 5_000;
 
+/** Before a notification is looked for where the editor keeps those that it no longer shows. */
+const TOAST_PATIENCE_MS = 25_000;
+
 export class Window {
   /** The process id of its extension host. */
   host = 0;
@@ -77,9 +80,16 @@ export class Window {
   }
 
   async press(notification: string, button: string): Promise<void> {
-    const toast = this.notification(notification);
-    await toast.waitFor();
-    await toast.locator(".monaco-button", { hasText: button }).first().click();
+    const pressed = this.page
+      .locator(".notifications-toasts, .notifications-center")
+      .locator(".notification-list-item", { hasText: notification })
+      .locator(".monaco-button", { hasText: button })
+      .first();
+    // After some seconds the editor puts a toast away, into the notification centre.
+    await pressed.click({ timeout: TOAST_PATIENCE_MS }).catch(async () => {
+      await this.command("Notifications: Show Notifications");
+      await pressed.click();
+    });
   }
 
   /** The text of the extension's status bar item; empty where it isn't shown. */
