@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -13,6 +15,48 @@ SECONDS = 30
 """How long a test waits for something to appear."""
 
 PHONE = {"width": 390, "height": 844}
+
+_NOTE_QUESTIONS = """
+(() => {
+    const fetch = window.fetch;
+    window.questions = [];
+    window.fetch = async (path, ...more) => {
+        const question = { path: new URL(path, location.href).pathname, asked: performance.now() };
+        question.over = new Promise((over) => {
+            question.end = () => over((question.answered = performance.now()));
+        });
+        window.questions.push(question);
+        try {
+            const answer = await fetch(path, ...more);
+            const text = answer.text.bind(answer);
+            answer.text = () => text().finally(question.end);  // ended before the page goes on with it
+            return answer;
+        } catch (error) {
+            question.end();
+            throw error;
+        }
+    };
+})();
+"""
+"""The page notes when it asks for something and when it has read the answer, by the clock that it goes by."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a page with a clock of its own has asked for, and when: in seconds by that clock."""
+
+    path: str
+    asked: float
+    answered: float | None
+
+
+def gaps(questions: list[Question]) -> list[float]:
+    """How long the page has waited after each answer until it asked again."""
+    return [
+        round(later.asked - earlier.answered, 3)
+        for earlier, later in pairwise(questions)
+        if earlier.answered is not None
+    ]
 
 
 async def new_context(browser: Browser, **options: Any) -> BrowserContext:
@@ -37,36 +81,52 @@ class Visitor:
         self.base_url = server.base_url
         self.errors: list[str] = []
         self.requests: list[Request] = []
-        self._under_way: set[Request] = set()
         # Chromium writes a line for every answer that is no success; a test that causes such says so.
         self.failures_are_expected = False
         page.on("console", self._said)
         page.on("pageerror", lambda error: self.errors.append(f"thrown: {error}"))
         page.on("request", self._asked)
-        page.on("requestfinished", self._answered)
-        page.on("requestfailed", self._answered)
 
     def _asked(self, request: Request) -> None:
         self.requests.append(request)
-        self._under_way.add(request)
-
-    def _answered(self, request: Request) -> None:
-        self._under_way.discard(request)
 
     async def until_the_next_poll(self) -> None:
         """Let the page's own clock, which `clock` has taken over, jump to where it asks for news."""
         await self.page.clock.fast_forward(3_000)
 
     async def pass_time(self, seconds: int) -> None:
-        """Let the page's own clock, which `clock` has taken over, go on second by second.
+        """Let the page's own clock, which `clock` has taken over, go on second by second, at least so far.
 
-        After each one, what the page has asked for is waited for: the server's time is not the page's.
+        It also goes on by itself with the time that this takes, longer on a slow machine: when the page has
+        asked for something, `questions` tells. After each second, what it has asked for is waited for: the
+        server's time is not the page's.
         """
         for _ in range(seconds):
             await self.page.clock.run_for(1_000)
             await self.page.evaluate("new Promise(requestAnimationFrame)")
-            while self._under_way:
-                await self.page.wait_for_event("requestfinished", timeout=SECONDS * 1_000)
+            await self.page.evaluate("Promise.all(questions.map((question) => question.over))")
+
+    async def questions(self, path: str = "/api/") -> list[Question]:
+        """What the page has asked for so far whose path begins like this, where `clock` is taken over."""
+        noted = await self.page.evaluate(
+            "questions.map(({ path, asked, answered }) => [path, asked / 1000, answered && answered / 1000])"
+        )
+        return [
+            question for question in (Question(*each) for each in noted) if question.path.startswith(path)
+        ]
+
+    async def pass_time_until_asked(self, path: str, times: int, within: int) -> list[Question]:
+        """Let time go on until the page has asked so many times for this, and return when it did.
+
+        AssertionError where it has not done so after at least `within` seconds of its own time.
+        """
+        for _ in range(within):
+            if len(found := await self.questions(path)) >= times:
+                return found
+            await self.pass_time(1)
+        raise AssertionError(
+            f"not asked {times} times for {path} within {within} s: {await self.questions()}"
+        )
 
     def _said(self, message: ConsoleMessage) -> None:
         if message.type not in {"error", "warning"}:
@@ -143,4 +203,5 @@ class Visitors:
         self.all.append(visitor)
         if clock:
             await visitor.page.clock.install(time=clock if isinstance(clock, str) else None)
+            await visitor.page.add_init_script(_NOTE_QUESTIONS)
         return visitor
