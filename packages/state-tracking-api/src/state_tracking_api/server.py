@@ -31,7 +31,7 @@ from state_tracking_api.http.dispatch import error_body
 from state_tracking_api.settings import Settings
 
 # uvicorn finishes what is in flight within this; the rest of ten seconds is for leases and connections.
-GRACE_SECONDS = 6
+GRACE_SECONDS = 5
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
 # A worker that says nothing for so long is replaced. On a busy machine one takes longer to start than the
