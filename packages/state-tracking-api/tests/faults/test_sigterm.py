@@ -54,12 +54,13 @@ async def test_what_is_in_flight_is_finished_and_the_exit_is_clean(
 def test_a_lease_that_is_held_at_the_end_is_released(own: Servers, mongo: MongoClient[Document]) -> None:
     database = own.database()
     server = own.start(database, SCHEDULER="on", STALL_SCAN_INTERVAL_SECONDS="1")
-    server.line_where(lambda line: line["message"] == "Background job executed", "a job")
+    idle = {"_id": "mark-machines-offline", "last_run": {"$exists": True}, "lease_owner": None}
+    wait_until(lambda: database.jobs.find_one(idle), "the job's first run, which notes its end, is over")
     # A job that does not come to its end: its queries for machines last.
     held = {"_id": "mark-machines-offline", "lease_owner": {"$type": "string"}}
     delay = {"blockConnection": True, "blockTimeMS": 6000}
     with failing(mongo, database, "machines", "find", **delay):
-        database.jobs.update_one({"_id": held["_id"]}, {"$unset": {"last_run": ""}}, upsert=True)
+        database.jobs.update_one({"_id": held["_id"]}, {"$unset": {"last_run": ""}})
         wait_until(lambda: database.jobs.find_one(held), "the lease is held")
         server.stop()
     assert database.jobs.find_one(held) is None
