@@ -124,8 +124,8 @@ class ReplicaSet:
 
     def kill_primary(self) -> int:
         """SIGKILL the primary; its port."""
-        port = self.primary()
-        assert port is not None
+        # Not at the first try where a member is too busy to answer in time, or another is elected just now.
+        port = wait_until(self.primary, "there is a primary", 30)
         self.kill(port)
         return port
 
