@@ -69,8 +69,9 @@ def run(vigilant: Server, tmp_path: Path) -> Iterator[Run]:
 
 @pytest.mark.slow
 async def test_an_orchestration_is_seen_starting_killed_stalled_recovered_and_ending(
-    visitors: Visitors, vigilant: Server, run: Run, tmp_path: Path
+    vigilant: Server, visitors: Visitors, run: Run, tmp_path: Path
 ) -> None:
+    # The page goes before its server does, as it would complain that nobody answers any more.
     project, first_machine, second_machine = unique("project"), unique("machine"), unique("machine")
     gates = {name: tmp_path / name for name in ("first", "second", "third")}
     tasks = "".join(

@@ -129,7 +129,7 @@ async def test_it_says_when_the_api_is_away_and_goes_on_when_it_is_back(
     await door.shut()
 
 
-async def test_a_key_that_is_used_up_is_waited_for(visitors: Visitors, own: Servers) -> None:
+async def test_a_key_that_is_used_up_is_waited_for(own: Servers, visitors: Visitors) -> None:
     server = own.start(RATE_LIMIT_PER_MINUTE="3")
     visitor = await visitors.to(server)
     visitor.failures_are_expected = True
