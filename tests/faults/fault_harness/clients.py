@@ -26,8 +26,13 @@ f() {{
     read -r up _ < /proc/uptime
     echo "$1 {name} $FAULTS_ATTEMPT ${{CLAUDE_PROJECTS_SESSION_ID:--}} $up" >> effects
 }}
-f begin; sleep {seconds}; f end
+f begin
+tries=0
+until [ -e ../all-are-here ] || [ $((tries += 1)) -gt 1800 ]; do sleep 0.1; done
+sleep {seconds}
+f end
 """
+"""A piece of work; the first one lasts until `Clients.begin`, however long the others take to start."""
 
 
 @dataclass
@@ -107,6 +112,10 @@ class Clients:
         """Set a client's wall clock wrong by so much, as libfaketime writes it."""
         with contextlib.suppress(FileNotFoundError):
             self.clock_file(client).write_text(error)
+
+    def begin(self) -> None:
+        """Now the plans go on: faults are to hit them while they are at work."""
+        (self._directory / "all-are-here").touch()
 
     # Callers of plain HTTP
 
