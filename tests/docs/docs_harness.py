@@ -43,7 +43,7 @@ def play(script: str, environment: dict[str, str], cwd: Path = ROOT) -> str:
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
         text=True,
-        timeout=150,
+        timeout=500,  # minutes on a busy machine: a page has dozens of commands, each a new process
         check=False,
     )
     assert done.returncode == 0, f"exit code {done.returncode}\n{script}\n--- wrote ---\n{done.stdout}"

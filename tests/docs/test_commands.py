@@ -11,6 +11,9 @@ import httpx
 import pytest
 from docs_harness import ROOT, FirstTerminal, blocks, environment, play, until
 
+# More than the commands of a page have: they are the ones to say that they took too long.
+pytestmark = pytest.mark.timeout(600)
+
 PLAYED = ["API", "MONITORING", "TROUBLESHOOTING", "RUNBOOKS", "VALIDATION"]
 TUTORIAL_FILES = Path("/tmp/claude-projects-tutorial")  # noqa: S108 - the page names it
 
