@@ -44,8 +44,11 @@ and a successor goes on from the last state.
 
 
 COUNTS_STORED_EVERY_SECONDS = 10
-# A database that does not answer must not hold up the end.
-CLOSE_SECONDS = 2
+STORE_COUNTS_SECONDS = 1
+# What the end may take once the requests are over, so that a database that does not answer does not hold it
+# up; and what of that a slow one has for the last counts, which would be lost with the process.
+END_SECONDS = 2.5
+LAST_COUNTS_SECONDS = 2
 
 
 @dataclass(frozen=True)
@@ -120,10 +123,11 @@ def create_app(settings: Settings, *, now: Clock = clock.now, **client_options: 
         try:
             yield
         finally:
-            await end(*background)
+            until = asyncio.get_running_loop().time() + END_SECONDS
+            # At once: the background jobs may have leases to give back, for which they wait, too.
+            await asyncio.gather(end(*background), _store_heartbeats(resources, now, LAST_COUNTS_SECONDS))
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CLOSE_SECONDS):
-                    await _store_heartbeats(resources, now)
+                async with asyncio.timeout_at(until):
                     await limiter.close()
                     await storage.close()
             log.get().info("Server stopped")
@@ -160,16 +164,16 @@ async def _keep_counting(resources: Resources, now: Clock) -> None:
     """Store now and then how many heartbeats came; counted in the database, they are so for all instances."""
     while True:
         await asyncio.sleep(COUNTS_STORED_EVERY_SECONDS)
-        await _store_heartbeats(resources, now)
+        await _store_heartbeats(resources, now, STORE_COUNTS_SECONDS)
 
 
-async def _store_heartbeats(resources: Resources, now: Clock) -> None:
+async def _store_heartbeats(resources: Resources, now: Clock, seconds: float) -> None:
     if resources.storage.breaker.state != "closed":
         return  # they are kept until it is: the failed ones above all must not be lost
     received, failed = resources.metrics.take_heartbeats()
     if received:
         try:
-            with pymongo.timeout(1):
+            with pymongo.timeout(seconds):
                 await analytics.add_heartbeats(resources.storage, now(), received, failed)
         except PyMongoError:
             resources.metrics.put_back_heartbeats(received, failed)

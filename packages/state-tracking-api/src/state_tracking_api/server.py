@@ -30,7 +30,8 @@ from state_tracking_api.http.call import encode
 from state_tracking_api.http.dispatch import error_body
 from state_tracking_api.settings import Settings
 
-# uvicorn finishes what is in flight within this; the rest of ten seconds is for leases and connections.
+# uvicorn finishes what is in flight within this; the rest of ten seconds is for leases, the last counts and
+# connections: `app.END_SECONDS`.
 GRACE_SECONDS = 5
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048

@@ -6,9 +6,11 @@ import math
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from pymongo import MongoClient
 
 from api_harness.api import Api, Json, ago, expect, expect_error, same_but, uuid4
 from api_harness.servers import Document, Documents, Servers
+from operations.failpoints import failing
 from operations.reading import read_metrics
 from state_tracking_api import app, settings
 from state_tracking_api.app import create_app
@@ -241,6 +243,21 @@ def test_real_heartbeats_are_counted_over_all_instances(own: Servers) -> None:
         assert summary(api)["heartbeats"] == {"received": 12, "failed": 0, "success_rate": 1.0}
 
 
+@pytest.mark.slow
+def test_the_last_heartbeats_are_counted_though_the_database_is_slow(
+    own: Servers, mongo: MongoClient[Document]
+) -> None:
+    database = own.database()
+    server = own.start(database)
+    with Api(server.base_url, server.key) as api:
+        session = api.session()
+        for _ in range(5):
+            expect(api.act(session, "heartbeat"), 200)
+    with failing(mongo, database, "heartbeat_counts", "update", blockConnection=True, blockTimeMS=1200):
+        server.stop()
+    assert sum(hour["received"] for hour in database.heartbeat_counts.find()) == 5
+
+
 async def test_failed_heartbeats_are_kept_until_the_database_is_back(
     mongod: Mongod, database: Documents
 ) -> None:
@@ -253,9 +270,9 @@ async def test_failed_heartbeats_are_kept_until_the_database_is_back(
         breaker.failed(admitted)
         resources.metrics.count_heartbeat(503)
     moment = datetime(2026, 1, 1, tzinfo=UTC)
-    await app._store_heartbeats(resources, lambda: moment)
+    await app._store_heartbeats(resources, lambda: moment, 10)
     breaker.succeeded()
-    await app._store_heartbeats(resources, lambda: moment)
+    await app._store_heartbeats(resources, lambda: moment, 10)
     await resources.storage.close()
     stored = database.heartbeat_counts.find_one({"hour": moment})
     assert stored
