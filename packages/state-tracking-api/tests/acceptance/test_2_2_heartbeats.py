@@ -41,7 +41,8 @@ def test_2_2_c_a_heartbeat_revives_a_stalled_session(api: Api) -> None:
 async def test_2_2_d_100_concurrent_heartbeats_take_less_than_500_ms_at_p95(api: Api, server: Server) -> None:
     paths = [f"/api/sessions/{api.session()['session_id']}/heartbeat" for _ in range(20)]
     beats = [("POST", paths[number % len(paths)]) for number in range(100)]
-    assert await load.p95_of(server.base_url, beats, server.key) < 0.5
+    limit = 0.5
+    assert await load.p95_of(server.base_url, beats, server.key, below=limit) < limit
 
 
 @pytest.mark.prd("2.2.e")

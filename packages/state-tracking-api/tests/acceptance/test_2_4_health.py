@@ -76,4 +76,5 @@ async def test_2_4_f_100_concurrent_health_summaries_take_less_than_1000_ms_at_p
     for status in ("active", "paused", "stalled", "failed", "completed"):
         for _ in range(10):
             api.session_in(status)
-    assert await load.p95_of(server.base_url, [("GET", "/api/sessions/health")] * 100, server.key) < 1.0
+    limit, requests = 1.0, [("GET", "/api/sessions/health")] * 100
+    assert await load.p95_of(server.base_url, requests, server.key, below=limit) < limit

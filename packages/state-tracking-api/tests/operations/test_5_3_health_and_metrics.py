@@ -65,7 +65,8 @@ def test_5_3_d_metrics_count_five_active_sessions(own: Servers) -> None:
 
 @pytest.mark.prd("5.3.e")
 async def test_5_3_e_100_concurrent_health_checks_take_less_than_200_ms_at_p95(server: Server) -> None:
-    assert await load.p95_of(server.base_url, [("GET", "/health")] * 100) < 0.2
+    limit = 0.2
+    assert await load.p95_of(server.base_url, [("GET", "/health")] * 100, below=limit) < limit
 
 
 @pytest.mark.prd("5.3.f")
