@@ -187,19 +187,24 @@ def test_the_histograms_count_every_heartbeat_and_query_and_their_buckets_fit(ow
     server = own.start()
     with Api(server.base_url, server.key) as api:
         session = api.session()
+        slowest = 0.0
         for _ in range(20):
+            begin = time.perf_counter()
             expect(api.act(session, "heartbeat"), 200)
+            slowest = max(slowest, (time.perf_counter() - begin) * 1000)
         exposed = read_metrics(api)
     assert exposed.value("heartbeat_latency_ms_count") == 20
     assert exposed.value("heartbeat_latency_ms_bucket", le="+Inf") == 20
-    bounds = {float(bound) for bound in exposed.labels("heartbeat_latency_ms_bucket", "le")}
-    assert {100, 500} <= bounds, "the PRD's example and its target"
+    beats = exposed.labels("heartbeat_latency_ms_bucket", "le")
+    assert {100, 500} <= {float(bound) for bound in beats}, "the PRD's example and its target"
+    for bound in beats:
+        if float(bound) >= slowest:
+            counted = exposed.value("heartbeat_latency_ms_bucket", le=bound)
+            assert counted == 20, f"none of them took longer than {slowest} ms, as seen from here"
     assert exposed.value("database_query_duration_ms_count", command="findAndModify") == 20
     assert exposed.value("database_query_duration_ms_bucket", command="findAndModify", le="+Inf") == 20
     bounds = {float(bound) for bound in exposed.labels("database_query_duration_ms_bucket", "le")}
     assert {100, 10_000} <= bounds, "the PRD's target and its timeout"
-    in_between = exposed.value("heartbeat_latency_ms_bucket", le="1000.0")
-    assert in_between == 20, "none of them took a second"
 
 
 def test_build_info_is_the_installed_version(api: Api) -> None:
