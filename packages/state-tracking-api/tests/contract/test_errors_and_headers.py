@@ -13,6 +13,7 @@ from pymongo import MongoClient
 from api_harness.api import Api, expect, expect_error, is_uuid4, unique, uuid4
 from api_harness.server import Server
 from api_harness.servers import Document, Documents, Servers
+from operations.log_lines import written
 
 # The same in every process that collects the tests.
 NOBODY = "00000000-0000-4000-8000-000000000000"
@@ -303,8 +304,10 @@ def test_health_is_never_limited(own: Servers) -> None:
 
 @pytest.fixture(scope="module")
 def impatient(shared: Servers, database: Documents) -> Server:
-    """A server that waits 2 s for the database."""
-    return shared.start(database, DB_TIMEOUT_MS="2000")
+    """A server that waits 2 s for the database, which it has set up."""
+    server = shared.start(database, DB_TIMEOUT_MS="2000")
+    written(server, "Database is set up")
+    return server
 
 
 def test_a_query_past_its_timeout_is_504(
@@ -324,6 +327,7 @@ def test_a_request_past_its_timeout_is_504(
     own: Servers, database: Documents, mongo: MongoClient[Document]
 ) -> None:
     hasty = own.start(database, REQUEST_TIMEOUT_MS="2000", DB_TIMEOUT_MS="20000")
+    written(hasty, "Database is set up")
     with Api(hasty.base_url, hasty.key) as api:
         session = api.session()
         with mongo.start_session() as client, client.start_transaction():

@@ -288,6 +288,10 @@ class Away:
     async def return_(self) -> None:
         """The database is back, and the driver has found it; the breaker knows nothing of it yet."""
         self.mongod = await asyncio.to_thread(Mongod.start, self._directory, self._port)
+        await self.found()
+
+    async def found(self) -> None:
+        """The driver has found the database, for which a single attempt may be too short."""
         async with asyncio.timeout(60):
             while not self.storage.client.topology_description.has_writable_server():
                 with contextlib.suppress(PyMongoError):
@@ -313,8 +317,11 @@ class Away:
 @pytest_asyncio.fixture
 async def away(tmp_path: Path, clock: Clock) -> AsyncGenerator[Away]:
     made = Away(tmp_path / "db", clock)
-    yield made
-    await made.close()
+    try:
+        await made.found()
+        yield made
+    finally:
+        await made.close()
 
 
 OPEN = "The database is away (circuit open); try again later"
