@@ -8,6 +8,7 @@ from urllib.parse import urljoin
 import pytest
 
 from api_harness.api import Api, expect, expect_error, moment
+from api_harness.server import wait_until
 from api_harness.servers import Servers
 
 JSON_TYPE = "application/json"
@@ -44,8 +45,12 @@ def test_the_last_run_of_the_jobs_is_kept_in_the_database(own: Servers) -> None:
     without = own.start(database)
     with_jobs.line_where(lambda line: "scan" in str(line) or "detect" in str(line), "a scan")
     with Api(without.base_url, without.key) as api:
-        jobs = expect(api.get("/health/detailed"), 200)["dependencies"]["background_jobs"]
-    assert moment(jobs["last_run"])
+
+        def last_run() -> str | None:
+            return expect(api.get("/health/detailed"), 200)["dependencies"]["background_jobs"]["last_run"]
+
+        # The line is written before it is stored.
+        assert moment(wait_until(last_run, "the other server knows of it"))
 
 
 def test_metrics_are_prometheus_text_with_the_prds_names(own: Servers) -> None:
