@@ -45,7 +45,12 @@ def each_worker_in_turn(server: Server, times: int) -> list[Exposition]:
 
 @pytest.mark.slow
 def test_workers_do_not_outlive_a_supervisor_that_is_killed(own: Servers, redis_server: RedisServer) -> None:
-    server = Server.start(MONGODB_URI=own.uri, WORKERS="2", RATE_LIMIT_STORAGE_URI=redis_server.uri)
+    server = Server.start(
+        MONGODB_URI=own.uri,
+        MONGODB_DATABASE=own.database().name,
+        WORKERS="2",
+        RATE_LIMIT_STORAGE_URI=redis_server.uri,
+    )
     try:
         wait_until(lambda: len(workers(server)) == 2, "two workers")
         left = workers(server)
@@ -81,6 +86,11 @@ def test_two_workers_add_up_and_a_killed_one_is_replaced(own: Servers, redis_ser
     for _ in range(40):
         with Api(server.base_url, server.key) as api:
             expect(api.act(session, "heartbeat"), 200)
+    # A request is counted after it is answered.
+    wait_until(
+        lambda: sum(each_worker_in_turn(server, 1)[0].values("api_requests_total", **BEAT)) >= 40,
+        "all are counted",
+    )
     for exposed in each_worker_in_turn(server, 8):
         assert exposed.value("api_requests_total", **BEAT) == 40
         assert exposed.value("heartbeat_latency_ms_count") == 40
