@@ -9,12 +9,13 @@ from collections import Counter
 from itertools import cycle
 from pathlib import Path
 
+import httpx
 import pytest
 
 from api_harness.api import Api, expect, expect_error, uuid4
 from api_harness.server import wait_until
 from api_harness.servers import Servers
-from operations.log_lines import written
+from operations.log_lines import lines_of, logged, written
 from operations.reading import metric
 from operations.redis_server import RedisServer
 from state_tracking_api import settings
@@ -23,17 +24,36 @@ from state_tracking_api.metrics import Metrics
 from state_tracking_api.ratelimit import RateLimiter
 
 LIMIT = 20
+AWAY = "Rate limit storage is away; requests pass"
+BACK = "Rate limit storage is back"
+
+
+def reach_storage(api: Api) -> None:
+    """Return when a request of this key was counted.
+
+    The first ones may pass without: half a second is little for opening the connections and making what is
+    counted in, on a machine that is busy. What passes is told that the whole limit is left.
+    """
+
+    def counted() -> bool:
+        answer = api.get("/api/machines")
+        return int(answer.headers["x-ratelimit-remaining"]) < int(answer.headers["x-ratelimit-limit"])
+
+    wait_until(counted, "the storage of the counters is reached")
 
 
 def both_count(own: Servers, storage_uri: str) -> Counter[int]:
     """The status codes of 30 requests that go by turns to two servers with one limit of 20."""
-    key, database = uuid4(), own.database()
+    key, warm, database = uuid4(), uuid4(), own.database()
     shared = {
-        "API_KEYS": f"both={key}",
+        "API_KEYS": f"both={key},warm={warm}",
         "RATE_LIMIT_PER_MINUTE": str(LIMIT),
         "RATE_LIMIT_STORAGE_URI": storage_uri,
     }
     first, second = own.start(database, **shared), own.start(database, **shared)
+    for server in (first, second):
+        with Api(server.base_url, warm) as api:
+            reach_storage(api)
     with Api(first.base_url, key) as one, Api(second.base_url, key) as other:
         answers = [api.get("/api/machines") for api, _ in zip(cycle((one, other)), range(30), strict=False)]
     left = [int(answer.headers["x-ratelimit-remaining"]) for answer in answers]
@@ -64,13 +84,19 @@ def test_while_redis_is_away_requests_pass_and_are_counted_and_afterwards_the_li
             answer = api.get("/api/machines")
             expect(answer, 200)
             assert answer.headers["x-ratelimit-limit"] == str(LIMIT)
-        assert written(server, "Rate limit storage is away; requests pass")["level"] == "WARN"
+        assert written(server, AWAY)["level"] == "WARN"
         assert metric(api, "rate_limit_storage_failures_total") >= 2 * LIMIT
         redis_server.start()
-        wait_until(lambda: api.get("/api/machines").status_code == 429, "the limit holds again")
-        written(server, "Rate limit storage is back")
-    away = [line for line in server.lines if line["message"] == "Rate limit storage is away; requests pass"]
-    assert len(away) == 1, "said once, not with every request"
+
+        def limited() -> httpx.Response | None:
+            answer = api.get("/api/machines")
+            return answer if answer.status_code == 429 else None
+
+        lines_of(server, wait_until(limited, "the limit holds again"))
+    told = [line["message"] for line in server.lines if line["message"] in (AWAY, BACK)]
+    # More than once where the machine is so busy that Redis, too, takes half a second for an answer.
+    assert told == [AWAY, BACK] * (len(told) // 2), "each is said when it changes"
+    assert 1 <= told.count(AWAY) < LIMIT, "not with every request"
 
 
 @pytest.mark.slow
@@ -79,17 +105,16 @@ def test_a_redis_that_hangs_holds_up_one_request_a_second_at_most(
 ) -> None:
     server = own.start(RATE_LIMIT_PER_MINUTE="5", RATE_LIMIT_STORAGE_URI=redis_server.uri)
     with Api(server.base_url, server.key) as api:
-        expect(api.get("/api/machines"), 200)
+        reach_storage(api)
         redis_server.freeze()
-        for _ in range(100):
-            expect(api.get("/api/machines"), 200)
-        handled = [
-            line["context"]["duration_ms"] for line in server.lines if line["message"] == "Request handled"
-        ]
-    begun, ended = (line["timestamp"] for line in (server.lines[0], server.lines[-1]))
-    assert begun < ended
+        begun = time.monotonic()
+        answers = [api.get("/api/machines") for _ in range(100)]
+        elapsed = time.monotonic() - begun
+    for answer in answers:
+        expect(answer, 200)
+    handled = [logged(server, answer, "Request handled")["context"]["duration_ms"] for answer in answers]
     held_up = [milliseconds for milliseconds in handled if milliseconds >= 490]
-    assert 1 <= len(held_up) <= 1 + sum(handled) / 1000
+    assert 1 <= len(held_up) <= 1 + elapsed
 
 
 @pytest.mark.slow
