@@ -138,7 +138,7 @@ async def _note_presence(storage: Storage, settings: Settings, away_after: timed
     if not settings.outage_grace:
         return None
     noted = await presence.note(storage, away_after, settings.stall_threshold)
-    if noted.outage is not None and noted.just_back:
+    if noted.outage is not None and noted.is_news and await presence.claim_news(storage, noted.outage):
         log.get().warning(
             "The service was away; sessions that lived through it have fresh grace",
             gone_at=iso(noted.outage.gone_at),

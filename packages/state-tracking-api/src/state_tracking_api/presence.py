@@ -27,11 +27,11 @@ MIN_SUSPECTS = 3
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """A sign of the service's presence: when, the latest outage, and whether it ended with this sign."""
+    """A sign of the service's presence: when, the latest outage, and whether that may be news."""
 
     at: datetime
     outage: Outage | None
-    just_back: bool
+    is_news: bool
 
 
 async def note(storage: Storage, away_after: timedelta, settled: timedelta) -> Noted:
@@ -66,7 +66,19 @@ async def note(storage: Storage, away_after: timedelta, settled: timedelta) -> N
         {"_id": _ID}, [{"$set": change}], upsert=True, return_document=ReturnDocument.AFTER
     )
     assert noted is not None  # noqa: S101 - it is an upsert
-    return Noted(noted["seen_at"], _outage(noted), noted["back_at"] == noted["seen_at"])
+    return Noted(noted["seen_at"], _outage(noted), noted["back_at"] != noted.get("told_back_at"))
+
+
+async def claim_news(storage: Storage, outage: Outage) -> bool:
+    """Whether the caller is the one to say that the service was away: nobody else will.
+
+    It need not be who left the sign that ended the outage: the answer to that may have been lost, as that of
+    a database that stood still is, which carries out what it was sent meanwhile.
+    """
+    claimed = await storage.jobs.update_one(
+        {"_id": _ID, "told_back_at": {"$ne": outage.back_at}}, {"$set": {"told_back_at": outage.back_at}}
+    )
+    return claimed.modified_count > 0
 
 
 async def latest_outage(storage: Storage) -> Outage | None:

@@ -17,13 +17,14 @@ import pytest
 import pytest_asyncio
 from pymongo import MongoClient
 from pymongo.errors import AutoReconnect, OperationFailure
+from structlog.testing import capture_logs
 
 from api_harness.api import Api, Json, ago
 from api_harness.server import clean_environment, run, wait_until
 from api_harness.servers import Document, Documents, Servers
 from operations import silence
 from operations.failpoints import end, failing, running
-from state_tracking_api import background, jobs, settings
+from state_tracking_api import background, jobs, presence, settings
 from state_tracking_api.embedded import Mongod
 from state_tracking_api.errors import ServiceUnavailable
 from state_tracking_api.settings import Settings
@@ -206,9 +207,26 @@ def test_silence_is_noticed_while_a_cleanup_takes_its_time(
         wait_until(lambda: database.sessions.find_one(mine | {"status": "stalled"}), "it is marked")
         assert database.jobs.find_one(cleaning), "the cleanup is under way still"
         end(mongo, running(mongo, database, "aggregate"))
-    presence = database.jobs.find_one({"_id": "presence"})
-    assert presence
-    assert presence["back_at"] is None, "the service was there all the time"
+    found = database.jobs.find_one({"_id": "presence"})
+    assert found
+    assert found["back_at"] is None, "the service was there all the time"
+
+
+async def test_an_outage_is_said_once_by_many_though_the_answer_to_the_first_sign_was_lost(
+    storage: Storage, configured: Settings
+) -> None:
+    away_after, grace = timedelta(seconds=10), configured.stall_threshold
+    with capture_logs() as said:
+        for _ in range(2):
+            await presence.note(storage, away_after, grace)
+            a_minute_ago = [{"$set": {"seen_at": {"$subtract": ["$seen_at", 60_000]}}}]
+            await storage.jobs.update_one({"_id": "presence"}, a_minute_ago)
+            await presence.note(storage, away_after, grace)  # nobody gets to know what came of it
+            signs = (jobs._note_presence(storage, configured, away_after) for _ in range(10))
+            await asyncio.gather(*signs)
+    outages = [line for line in said if line["event"].startswith("The service was away")]
+    assert len(outages) == 2
+    assert outages[0]["back_at"] < outages[1]["back_at"]
 
 
 async def test_a_clock_that_jumps_ahead_makes_nobody_silent(storage: Storage, configured: Settings) -> None:
