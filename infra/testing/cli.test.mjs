@@ -6,16 +6,7 @@
 import assert from "node:assert/strict";
 import { spawn, spawnSync } from "node:child_process";
 import { createDecipheriv } from "node:crypto";
-import {
-  chmodSync,
-  cpSync,
-  mkdirSync,
-  mkdtempSync,
-  readFileSync,
-  rmSync,
-  symlinkSync,
-  writeFileSync,
-} from "node:fs";
+import { chmodSync, cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
@@ -35,20 +26,13 @@ let port;
 
 before(async () => {
   // A copy: SST writes its state and generated types beside the configuration.
-  for (const path of SOURCES)
-    cpSync(join(project, path), join(root, path), { recursive: true });
+  for (const path of SOURCES) cpSync(join(project, path), join(root, path), { recursive: true });
   symlinkSync(join(project, "node_modules"), join(root, "node_modules"));
   mkdirSync(join(root, ".sst"));
-  cpSync(
-    join(project, ".sst/provider-lock.json"),
-    join(root, ".sst/provider-lock.json"),
-  );
+  cpSync(join(project, ".sst/provider-lock.json"), join(root, ".sst/provider-lock.json"));
   symlinkSync(join(project, ".sst/platform"), join(root, ".sst/platform"));
   mkdirSync(join(root, "bundle/state_tracking_api"), { recursive: true });
-  writeFileSync(
-    join(root, "bundle/state_tracking_api/aws.py"),
-    "# the function\n",
-  );
+  writeFileSync(join(root, "bundle/state_tracking_api/aws.py"), "# the function\n");
   // SST makes a new stack with the engine of its own folder, whatever SST_PULUMI_PATH says.
   const engine = join(home, ".config/sst/bin/pulumi");
   mkdirSync(join(engine, ".."), { recursive: true });
@@ -61,17 +45,10 @@ before(async () => {
       probe.close(() => done(port));
     });
   });
-  aws = spawn(
-    python,
-    [join(project, "infra/testing/aws_double.py"), String(port)],
-    { stdio: "ignore" },
-  );
+  aws = spawn(python, [join(project, "infra/testing/aws_double.py"), String(port)], { stdio: "ignore" });
   const deadline = Date.now() + 180_000;
   while (!(await listens(port))) {
-    assert.ok(
-      Date.now() < deadline && aws.exitCode === null,
-      "moto did not start",
-    );
+    assert.ok(Date.now() < deadline && aws.exitCode === null, "moto did not start");
     await pause(100);
   }
 });
@@ -83,11 +60,7 @@ after(() => {
 
 function listens(port) {
   return new Promise((done) => {
-    const socket = connect(
-      port,
-      "127.0.0.1",
-      () => (socket.destroy(), done(true)),
-    ).on("error", () => done(false));
+    const socket = connect(port, "127.0.0.1", () => (socket.destroy(), done(true))).on("error", () => done(false));
   });
 }
 
@@ -124,9 +97,7 @@ function sst(args, env = {}) {
 test("deploy takes the project, builds the function and reports the outputs", () => {
   const { status, text } = sst(["deploy", "--stage", "prod"]);
   assert.equal(status, 0, text);
-  const outputs = JSON.parse(
-    readFileSync(join(root, ".sst/outputs.json"), "utf8"),
-  );
+  const outputs = JSON.parse(readFileSync(join(root, ".sst/outputs.json"), "utf8"));
   assert.equal(outputs.url, "https://claude-projects.truapi.com");
   assert.equal(outputs.logGroup, "/aws/lambda/state-tracking-api-prod");
   assert.equal(outputs.release, "0123abc");
@@ -136,30 +107,18 @@ test("deploy takes the project, builds the function and reports the outputs", ()
 test("SST's own build encrypts the secrets into the package, as the double of it in evaluate.mjs does", () => {
   const sealed = readFileSync(join(root, "bundle/resource.enc"));
   // The key is the one that the mocks give for the random bytes.
-  const cipher = createDecipheriv(
-    "aes-256-gcm",
-    Buffer.alloc(32, 7),
-    Buffer.alloc(12),
-  );
+  const cipher = createDecipheriv("aes-256-gcm", Buffer.alloc(32, 7), Buffer.alloc(12));
   cipher.setAuthTag(sealed.subarray(-16));
-  const links = JSON.parse(
-    Buffer.concat([
-      cipher.update(sealed.subarray(0, -16)),
-      cipher.final(),
-    ]).toString(),
-  );
+  const links = JSON.parse(Buffer.concat([cipher.update(sealed.subarray(0, -16)), cipher.final()]).toString());
   assert.equal(links.MongodbUri.value, URI);
   assert.equal(links.ApiKeys.value, KEYS);
   const zip = readFileSync(join(root, ".sst/artifacts/Server/code.zip"));
-  for (const name of ["resource.enc", "state_tracking_api/aws.py"])
-    assert.ok(zip.includes(name), name);
+  for (const name of ["resource.enc", "state_tracking_api/aws.py"]) assert.ok(zip.includes(name), name);
   assert.ok(!zip.includes("a-password"));
 });
 
 test("a missing variable fails the deployment and is named", () => {
-  const { status, text } = sst(["deploy", "--stage", "prod"], {
-    MONGODB_URI: "",
-  });
+  const { status, text } = sst(["deploy", "--stage", "prod"], { MONGODB_URI: "" });
   assert.notEqual(status, 0);
   assert.match(text, /ConfigurationError: MONGODB_URI is missing/);
 });
@@ -168,13 +127,7 @@ test("an invalid configuration fails the deployment and the place is named", () 
   const path = join(root, "infra/api.ts");
   const sound = readFileSync(path, "utf8");
   try {
-    writeFileSync(
-      path,
-      sound.replace(
-        "export function createApi(",
-        "export function createApi((",
-      ),
-    );
+    writeFileSync(path, sound.replace("export function createApi(", "export function createApi(("));
     const { status, text } = sst(["deploy", "--stage", "prod"]);
     assert.notEqual(status, 0);
     assert.match(text, /infra\/api\.ts:\d+/);
@@ -195,24 +148,13 @@ const WRONG_TYPES = [
   ["infra/edge.ts", "settings.region ===", "settings.regoin ==="],
   ["infra/api.ts", "throttlingRateLimit: 100", "throttlingRate: 100"],
   ["infra/dashboard.ts", "dashboardBody: body", "content: body"],
-  [
-    "infra/settings.ts",
-    "MONGODB_URI: env.MONGODB_URI!.trim(),",
-    "",
-    "secrets: {",
-  ],
+  ["infra/settings.ts", "MONGODB_URI: env.MONGODB_URI!.trim(),", "", "secrets: {"],
   ["infra/preflight.mjs", "found.push(`${name}", "found.add(`${name}"],
-  [
-    "infra/deploy.mjs",
-    "process.stderr.write(`${message}\\n`)",
-    "process.stderr.write(0, message)",
-  ],
+  ["infra/deploy.mjs", 'process.stderr.write(`${message}\\n`)', "process.stderr.write(0, message)"],
 ];
 
 test("tsc names file and line of a wrong value in configuration, stack and scripts", () => {
-  const sound = new Map(
-    WRONG_TYPES.map(([file]) => [file, readFileSync(join(root, file), "utf8")]),
-  );
+  const sound = new Map(WRONG_TYPES.map(([file]) => [file, readFileSync(join(root, file), "utf8")]));
   const wrong = new Map(sound);
   for (const [file, from, to] of WRONG_TYPES) {
     assert.ok(wrong.get(file).includes(from), `${file} has no ${from}`);
@@ -221,23 +163,11 @@ test("tsc names file and line of a wrong value in configuration, stack and scrip
   try {
     for (const [file, text] of wrong) writeFileSync(join(root, file), text);
     const tsc = join(project, "node_modules/.bin/tsc");
-    const { stdout } = spawnSync(
-      tsc,
-      ["--project", "infra/tsconfig.json", "--pretty", "false"],
-      { cwd: root, encoding: "utf8" },
-    );
-    const said = stdout
-      .split("\n")
-      .map((line) => line.replace(/,\d+\): error .*/, ""));
+    const { stdout } = spawnSync(tsc, ["--project", "infra/tsconfig.json", "--pretty", "false"], { cwd: root, encoding: "utf8" });
+    const said = stdout.split("\n").map((line) => line.replace(/,\d+\): error .*/, ""));
     for (const [file, from, to, place = to] of WRONG_TYPES) {
-      const line = wrong
-        .get(file)
-        .slice(0, wrong.get(file).indexOf(place))
-        .split("\n").length;
-      assert.ok(
-        said.includes(`${file}(${line}`),
-        `${from} to ${to} in ${file}:${line} is not said:\n${stdout}`,
-      );
+      const line = wrong.get(file).slice(0, wrong.get(file).indexOf(place)).split("\n").length;
+      assert.ok(said.includes(`${file}(${line}`), `${from} to ${to} in ${file}:${line} is not said:\n${stdout}`);
     }
   } finally {
     for (const [file, text] of sound) writeFileSync(join(root, file), text);
