@@ -13,7 +13,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 
-from docs_harness import KEY, FirstTerminal, environment, free_port, until
+from docs_harness import KEY, FirstTerminal, environment, until
+from ports import free_port
 
 from state_tracking_api.embedded import Mongod
 

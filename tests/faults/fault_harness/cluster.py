@@ -13,11 +13,12 @@ from typing import Any, Self
 
 import httpx
 import pymongo
+from ports import free_port
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.errors import PyMongoError
 
 from api_harness.replica_set import MEMBERS, ReplicaSet
-from api_harness.server import clean_environment, free_port
+from api_harness.server import clean_environment
 from fault_harness.history import History
 from fault_harness.network import Network
 from fault_harness.processes import Proc

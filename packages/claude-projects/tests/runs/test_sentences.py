@@ -5,12 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from claude_projects import Client, calls
 from claude_projects.exits import Exit
 from claude_projects.settings import ENVIRONMENT
 from client_harness.command import Machine
-from client_harness.server import Server, free_port
+from client_harness.server import Server
 from client_harness.wire import Wire, answer
 
 Machines = Callable[..., Machine]

@@ -4,11 +4,12 @@ import signal
 from collections.abc import Callable
 
 import pytest
+from ports import free_port
 
 from claude_projects import Client
 from claude_projects.exits import Exit
 from client_harness.command import Machine
-from client_harness.server import KEY, Server, free_port
+from client_harness.server import KEY, Server
 from client_harness.waiting import until
 from client_harness.wire import Wire
 

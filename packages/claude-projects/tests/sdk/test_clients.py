@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 
 from claude_projects import (
     AsyncClient,
@@ -23,7 +24,7 @@ from claude_projects import (
     UnreachableError,
     calls,
 )
-from client_harness.server import KEY, Server, free_port
+from client_harness.server import KEY, Server
 from client_harness.wire import Wire, answer
 from state_tracking_api.embedded import Mongod
 

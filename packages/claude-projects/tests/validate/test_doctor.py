@@ -13,10 +13,11 @@ from threading import Thread
 
 import httpx
 import pytest
+from ports import free_port
 from typer.testing import CliRunner
 
 from claude_projects.cli import app
-from client_harness.server import KEY, Server, free_port
+from client_harness.server import KEY, Server
 from client_harness.waiting import until
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from ports import free_port
 
-from client_harness.server import KEY, free_port
+from client_harness.server import KEY
 from client_harness.waiting import until
 
 HEALTHY = "healthy"

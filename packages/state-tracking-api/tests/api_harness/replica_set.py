@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ports import free_port
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from api_harness.server import free_port, wait_until
+from api_harness.server import wait_until
 from state_tracking_api.embedded import find_mongod
 
 NAME = "three"

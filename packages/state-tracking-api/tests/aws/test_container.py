@@ -27,8 +27,9 @@ from uuid import uuid4
 import httpx
 import pytest
 import yaml
+from ports import free_port
 
-from api_harness.server import free_port, wait_until
+from api_harness.server import wait_until
 from aws.lambda_harness import ROOT
 from state_tracking_api.embedded import Mongod
 from state_tracking_api.settings import Settings

@@ -16,11 +16,12 @@ from uuid import UUID, uuid4
 
 import pymongo
 import pytest
+from ports import free_port
 from pymongo import MongoClient
 
 from aws.lambda_harness import KEY, ROOT, Event, Function, Outcome, Package, Start, http_event
 from operations.failpoints import failpoint
-from state_tracking_api.embedded import Mongod, free_port
+from state_tracking_api.embedded import Mongod
 from state_tracking_api.jobs import JOBS
 
 # The first test waits for the package: dependencies are fetched, everything is compiled.

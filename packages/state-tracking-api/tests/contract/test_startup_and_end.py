@@ -12,10 +12,11 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from ports import free_port
 from pymongo import MongoClient
 
 from api_harness.api import Api, Json, expect, expect_error, unique
-from api_harness.server import EXIT_SECONDS, Server, free_port, wait_until
+from api_harness.server import EXIT_SECONDS, Server, wait_until
 from api_harness.servers import Document, Documents, Servers
 from state_tracking_api.embedded import Mongod, find_mongod
 

@@ -9,9 +9,10 @@ import re
 import pytest
 from playwright.async_api import Route
 from playwright.async_api import expect as seen
+from ports import free_port
 
 from api_harness.api import Api
-from api_harness.server import Server, free_port
+from api_harness.server import Server
 from api_harness.servers import Servers
 from dashboard.visitors import Visitor, Visitors, gaps
 

@@ -16,9 +16,10 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from ports import free_port
 from pymongo import MongoClient
 
-from api_harness.server import clean_environment, free_port, wait_until
+from api_harness.server import clean_environment, wait_until
 from state_tracking_api import cli, embedded
 from state_tracking_api.embedded import EmbeddedError, Mongod
 from state_tracking_api.settings import load

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Self
 
 import redis
+from ports import free_port
 
-from api_harness.server import free_port, wait_until
+from api_harness.server import wait_until
 
 INSTALL = ("apt-get", "install", "--yes", "--no-install-recommends", "redis-server")
 

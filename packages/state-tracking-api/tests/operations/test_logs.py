@@ -14,10 +14,11 @@ import uuid
 from pathlib import Path
 
 import pytest
+from ports import free_port
 from pymongo import MongoClient
 
 from api_harness.api import TIMESTAMP, Api, ago, expect, expect_error, uuid4
-from api_harness.server import COMMAND, Server, clean_environment, free_port, wait_until
+from api_harness.server import COMMAND, Server, clean_environment, wait_until
 from api_harness.servers import Document, Documents, Servers
 from operations.failpoints import failing
 from operations.log_lines import lines_of, logged, written
